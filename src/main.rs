@@ -1,0 +1,3 @@
+//! The `emberd` binary: arguments to an exit code, no logic.
+
+fn main() {}
