@@ -13,3 +13,4 @@
 //! ```
 
 pub mod kernels;
+pub mod parallel;

@@ -1,0 +1,53 @@
+//! The executable specification: plain loops, one per promise of the contract.
+
+mod attention;
+mod fdot;
+mod qdot;
+mod quantize;
+
+use super::contract::{Codes, Kernels, Planes};
+
+/// Runs everywhere; `EMBERD_KERNELS=scalar` forces it.
+pub(super) struct Scalar;
+
+impl Kernels for Scalar {
+    fn name(&self) -> &'static str {
+        "scalar"
+    }
+
+    fn quantize(&self, x: &[f32], step: f32, planes: usize, q: &mut [i8]) -> i32 {
+        quantize::quantize(x, step, planes, q)
+    }
+
+    fn dots(&self, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+        qdot::dots(w, x, acc);
+    }
+
+    fn dots_f32(&self, w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
+        fdot::dots_f32(w, x, acc);
+    }
+
+    fn dots_bf16(&self, w: &[u16], k: usize, x: &[f32], acc: &mut [f32]) {
+        fdot::dots_bf16(w, k, x, acc);
+    }
+
+    fn scores_f32(&self, q: &[f32], keys: &[f32], out: &mut [f32]) {
+        attention::scores(q, keys, out);
+    }
+
+    fn scores_i8(&self, q: &[f32], keys: &[i8], out: &mut [f32]) {
+        attention::scores(q, keys, out);
+    }
+
+    fn mix_f32(&self, p: &[f32], values: &[f32], out: &mut [f32]) {
+        attention::mix(p, values, out);
+    }
+
+    fn mix_i8(&self, p: &[f32], values: &[i8], out: &mut [f32]) {
+        attention::mix(p, values, out);
+    }
+
+    fn sum_squares(&self, x: &[f32]) -> f32 {
+        fdot::sum_squares(x)
+    }
+}

@@ -1,0 +1,65 @@
+//! Integer dot products of packed weights and rounded activations.
+
+use crate::kernels::contract::{Bits, Codes, Planes};
+use crate::kernels::shapes;
+
+/// The value that element `i` of a packed row stands for.
+pub(super) fn value(row: &[u8], bits: Bits, i: usize) -> i32 {
+    let byte = row[i / bits.planes()];
+    match bits {
+        Bits::Two => i32::from(byte >> (2 * (i % 4)) & 3) - bits.offset(),
+        Bits::Four => i32::from(byte >> (4 * (i % 2)) & 15) - bits.offset(),
+        Bits::Eight => i32::from(byte as i8),
+    }
+}
+
+/// `acc[r * tokens + t] = Σ_i (code[r][i] − offset) · q[t][i]`.
+pub(super) fn dots(w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+    shapes::dots(w, x, acc);
+    for r in 0..w.rows() {
+        for t in 0..x.tokens() {
+            acc[r * x.tokens() + t] = dot(w.row(r), w.bits(), x.token(t), x.stride(), w.k());
+        }
+    }
+}
+
+fn dot(row: &[u8], bits: Bits, q: &[i8], stride: usize, k: usize) -> i32 {
+    let planes = bits.planes();
+    (0..k).map(|i| value(row, bits, i) * i32::from(q[i % planes * stride + i / planes])).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::scalar::quantize::quantize;
+
+    #[test]
+    fn the_first_value_sits_in_the_lowest_bits() {
+        let values = |bits, row: &[u8]| -> Vec<i32> { (0..4).map(|i| value(row, bits, i)).collect() };
+        assert_eq!(values(Bits::Two, &[0b11_10_01_00]), [-2, -1, 0, 1]);
+        assert_eq!(values(Bits::Four, &[0xf0, 0x98]), [-8, 7, 0, 1]);
+        assert_eq!(values(Bits::Eight, &[0, 1, 0x80, 0xff]), [0, 1, -128, -1]);
+    }
+
+    /// Rows of one repeated byte against activations 0, 1, 2, … 15 and all −1, by hand.
+    #[test]
+    fn sums_by_hand() {
+        for (bits, byte, counted, ones) in [
+            (Bits::Two, 0b11_10_01_00, -2 * 24 - 28 + 36, 8),
+            (Bits::Four, 0xf0, -8 * 56 + 7 * 64, 8),
+            (Bits::Eight, 0x80, -128 * 120, 128 * 16),
+        ] {
+            let counting: Vec<f32> = (0..16_u8).map(f32::from).collect();
+            let stride = bits.planes() * 64;
+            let mut q = vec![0; 2 * stride];
+            let sums = [
+                quantize(&counting, 1.0, bits.planes(), &mut q[..stride]),
+                quantize(&[-1.0; 16], 1.0, bits.planes(), &mut q[stride..]),
+            ];
+            let bytes = vec![byte; 2 * bits.row_bytes(16)];
+            let mut acc = [0; 4];
+            dots(Codes::new(&bytes, bits, 16), Planes::new(&q, &sums, bits.planes(), 16), &mut acc);
+            assert_eq!(acc, [counted, ones, counted, ones], "{bits:?}");
+        }
+    }
+}
