@@ -12,5 +12,6 @@
 //! stats       0  counters
 //! ```
 
+pub mod engine;
 pub mod kernels;
 pub mod parallel;

@@ -1,0 +1,215 @@
+//! The weights as the model uses them: codes in place in the mapped file, small vectors as `f32`.
+
+use super::files::Bytes;
+use crate::kernels::contract::{Bits, Codes};
+
+/// A quantized projection, `[n, k]`: `y = round_clip(W · round_clip(x, input_step), output_step)`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub(super) codes: Bytes,
+    /// Width of a code.
+    pub bits: Bits,
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+    /// One scale per output channel, `[n]`.
+    pub scales: Vec<f32>,
+    /// Static step of the input; 0: the input is not rounded.
+    pub input_step: f32,
+    /// Static step of the output; 0: the output is not rounded.
+    pub output_step: f32,
+}
+
+impl Linear {
+    /// All rows.
+    pub fn codes(&self) -> Codes<'_> {
+        Codes::new(&self.codes, self.bits, self.k)
+    }
+}
+
+/// Floats of a file, in place: `f32` or BF16, at any address.
+#[derive(Clone, Debug)]
+pub(super) struct Floats {
+    pub(super) bytes: Bytes,
+    pub(super) bf16: bool,
+}
+
+impl Floats {
+    pub(super) fn get(&self, i: usize) -> f32 {
+        let size = if self.bf16 { 2 } else { 4 };
+        match self.bytes[i * size..][..size] {
+            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+            [a, b] => f32::from_bits(u32::from(u16::from_le_bytes([a, b])) << 16),
+            _ => unreachable!("an element has 2 or 4 bytes"),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() / if self.bf16 { 2 } else { 4 }
+    }
+
+    pub(super) fn to_vec(&self) -> Vec<f32> {
+        (0..self.len()).map(|i| self.get(i)).collect()
+    }
+}
+
+/// A table of embeddings, only looked up: `[rows, row_len]` codes, `blocks` scales in a row.
+#[derive(Clone, Debug)]
+pub struct Table {
+    pub(super) codes: Bytes,
+    pub(super) scales: Floats,
+    /// Width of a code.
+    pub bits: Bits,
+    /// Number of tokens.
+    pub rows: usize,
+    /// Values in a row.
+    pub row_len: usize,
+    /// Scales in a row, each for `row_len / blocks` consecutive values.
+    pub blocks: usize,
+}
+
+impl Table {
+    /// Writes the row of `token`, `(code − offset) · scale`, to `out`, `[row_len]`.
+    ///
+    /// # Panics
+    ///
+    /// When `token` is not below `rows`, or `out` has another length.
+    pub fn row(&self, token: usize, out: &mut [f32]) {
+        assert!(token < self.rows && out.len() == self.row_len, "row {token} of {}", self.rows);
+        let bytes = self.bits.row_bytes(self.row_len);
+        let codes = &self.codes[token * bytes..][..bytes];
+        let block = self.row_len / self.blocks;
+        let parts = out.chunks_exact_mut(block).zip(codes.chunks_exact(self.bits.row_bytes(block)));
+        for (b, (out, codes)) in parts.enumerate() {
+            let scale = self.scales.get(token * self.blocks + b);
+            for (out, &byte) in out.chunks_exact_mut(self.bits.planes()).zip(codes) {
+                unpack(byte, self.bits, scale, out);
+            }
+        }
+    }
+}
+
+/// The values of one byte.
+fn unpack(byte: u8, bits: Bits, scale: f32, out: &mut [f32]) {
+    if bits == Bits::Eight {
+        out[0] = f32::from(byte as i8) * scale;
+        return;
+    }
+    let mask = (1 << bits.get()) - 1;
+    for (p, out) in out.iter_mut().enumerate() {
+        let code = i32::from(byte >> (p * bits.get())) & mask;
+        *out = (code - bits.offset()) as f32 * scale;
+    }
+}
+
+/// A matrix of BF16 values, `[rows, k]`.
+#[derive(Clone, Debug)]
+pub struct Bf16Matrix {
+    pub(super) data: Bf16Data,
+    /// Output channels.
+    pub rows: usize,
+    /// Input channels.
+    pub k: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Bf16Data {
+    /// In place, at an even address: checked when it was made.
+    Mapped(Bytes),
+    /// Copied, because the file has it at an odd address or as `f32`.
+    Owned(Vec<u16>),
+}
+
+impl Bf16Matrix {
+    /// The upper halves of the `f32`s, row after row.
+    pub fn data(&self) -> &[u16] {
+        match &self.data {
+            Bf16Data::Mapped(bytes) => bytemuck::cast_slice(bytes),
+            Bf16Data::Owned(values) => values,
+        }
+    }
+}
+
+/// What a layer that owns a cache computes K and V with.
+#[derive(Clone, Debug)]
+pub struct KvWeights {
+    /// H → KV heads · head_dim.
+    pub k_proj: Linear,
+    /// H → KV heads · head_dim.
+    pub v_proj: Linear,
+    /// `[head_dim]`.
+    pub k_norm: Vec<f32>,
+    /// Step of K in the int8 cache; 0: the checkpoint has none.
+    pub k_step: f32,
+    /// Step of V in the int8 cache; 0: the checkpoint has none.
+    pub v_step: f32,
+}
+
+/// A layer's part in the per-layer embeddings.
+#[derive(Clone, Debug)]
+pub struct LayerPle {
+    /// `per_layer_input_gate`, H → P.
+    pub gate: Linear,
+    /// `per_layer_projection`, P → H.
+    pub proj: Linear,
+    /// `post_per_layer_input_norm`, `[H]`.
+    pub post_norm: Vec<f32>,
+}
+
+/// One layer. Norm weights are `[H]` where nothing else is said.
+#[derive(Clone, Debug)]
+pub struct LayerWeights {
+    /// `input_layernorm`.
+    pub input_norm: Vec<f32>,
+    /// H → heads · head_dim.
+    pub q_proj: Linear,
+    /// `[head_dim]`.
+    pub q_norm: Vec<f32>,
+    /// `None` in a layer that reads another's cache.
+    pub kv: Option<KvWeights>,
+    /// heads · head_dim → H.
+    pub o_proj: Linear,
+    /// `post_attention_layernorm`.
+    pub post_attention_norm: Vec<f32>,
+    /// `pre_feedforward_layernorm`.
+    pub pre_feedforward_norm: Vec<f32>,
+    /// H → MLP width.
+    pub gate_proj: Linear,
+    /// H → MLP width.
+    pub up_proj: Linear,
+    /// MLP width → H.
+    pub down_proj: Linear,
+    /// `post_feedforward_layernorm`.
+    pub post_feedforward_norm: Vec<f32>,
+    /// `None` in a model without per-layer embeddings.
+    pub ple: Option<LayerPle>,
+    /// Factor of the residual stream after the layer.
+    pub layer_scalar: f32,
+}
+
+/// The per-layer embeddings: L blocks of P values for every token.
+#[derive(Clone, Debug)]
+pub struct Ple {
+    /// `embed_tokens_per_layer`, `[V, L · P]`.
+    pub table: Table,
+    /// `per_layer_model_projection`, `[L · P, H]`.
+    pub model_proj: Bf16Matrix,
+    /// `per_layer_projection_norm`, `[P]`.
+    pub proj_norm: Vec<f32>,
+}
+
+/// All weights of the text model.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    /// `embed_tokens`, `[V, H]`.
+    pub embed: Table,
+    /// `None` in a model without per-layer embeddings.
+    pub ple: Option<Ple>,
+    /// The layers, lowest first.
+    pub layers: Vec<LayerWeights>,
+    /// The norm before the head, `[H]`.
+    pub norm: Vec<f32>,
+    /// H → V.
+    pub lm_head: Linear,
+}
