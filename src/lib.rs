@@ -15,3 +15,4 @@
 pub mod engine;
 pub mod kernels;
 pub mod parallel;
+pub mod stats;

@@ -1,3 +1,8 @@
-//! Tokens in, tokens out: no sockets, no clock, no async runtime.
+//! Tokens in, tokens out: no sockets, no clock, no tokio.
 
 pub mod checkpoint;
+pub mod kv_cache;
+pub mod measure;
+pub mod model;
+pub mod ops;
+pub mod runner;

@@ -1,0 +1,121 @@
+//! Everything that a batch needs between its token ids and its logits; the memory is reused from batch to batch.
+
+use super::rope::Rotation;
+use crate::engine::checkpoint::config::{Config, Kind};
+use crate::engine::ops::{Quantized, add};
+use crate::parallel::{Pool, Scratch};
+
+/// Which tokens of a batch go through all layers. The others only fill the caches: nothing above the last layer that owns
+/// one has to run for them, and of that layer only keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// None: a part of the prompt that more of it follows.
+    None,
+    /// The last one: the end of the prompt, or a token that was just sampled.
+    Last,
+    /// All of them: logits for every position.
+    All,
+}
+
+/// The state of one batch of T tokens; after [`Activations::keep`] T is the number of kept tokens.
+pub struct Activations {
+    pub(super) tokens: Vec<u32>,
+    /// Position of each token.
+    pub(super) positions: Vec<usize>,
+    /// Residual stream `[T, H]`.
+    pub(super) h: Vec<f32>,
+    /// The first `h` `[T, H]`, from which the per-layer inputs are projected.
+    pub(super) embedded: Vec<f32>,
+    /// Input and then output of the branch in progress `[T, H]`.
+    pub(super) x: Vec<f32>,
+    /// Per-layer inputs `[T, layers, P]` of `ple_layers`.
+    pub(super) ple: Vec<f32>,
+    pub(super) ple_layers: std::ops::Range<usize>,
+    /// One token's row of the per-layer table `[L, P]`.
+    pub(super) ple_row: Vec<f32>,
+    /// Queries, and then the heads' outputs `[T, heads, d]`.
+    pub(super) q: Vec<f32>,
+    pub(super) heads: Vec<f32>,
+    /// Keys and values `[T, kv_heads, d]`.
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
+    /// Hidden vectors of the MLP and of the per-layer branch `[T, I]`.
+    pub(super) gate: Vec<f32>,
+    pub(super) up: Vec<f32>,
+    /// Rotations of the positions, for sliding and for full layers.
+    rotations: [Rotation; 2],
+    /// Scores of one head, per worker.
+    pub(super) scores: Scratch<Vec<f32>>,
+    pub(super) quantized: Quantized,
+    /// `[T, V]`.
+    pub(super) logits: Vec<f32>,
+}
+
+impl Activations {
+    /// Empty, for the workers of `pool`.
+    pub fn new(pool: &Pool) -> Activations {
+        Activations {
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            h: Vec::new(),
+            embedded: Vec::new(),
+            x: Vec::new(),
+            ple: Vec::new(),
+            ple_layers: 0..0,
+            ple_row: Vec::new(),
+            q: Vec::new(),
+            heads: Vec::new(),
+            k: Vec::new(),
+            v: Vec::new(),
+            gate: Vec::new(),
+            up: Vec::new(),
+            rotations: Default::default(),
+            scores: Scratch::new(pool, Vec::new),
+            quantized: Quantized::default(),
+            logits: Vec::new(),
+        }
+    }
+
+    /// Logits `[kept, vocab]` of the last batch; a sampler may write to them.
+    pub fn logits_mut(&mut self) -> &mut [f32] {
+        &mut self.logits
+    }
+
+    pub(super) fn begin(&mut self, config: &Config, tokens: &[u32], first: usize) {
+        self.tokens.clear();
+        self.tokens.extend_from_slice(tokens);
+        self.positions.clear();
+        self.positions.extend(first..first + tokens.len());
+        for layer in &config.layers {
+            let rotation = &mut self.rotations[layer.kind as usize];
+            if !rotation.is_for(&layer.rope, &self.positions) {
+                rotation.set(&layer.rope, &self.positions);
+            }
+        }
+    }
+
+    pub(super) fn rotation(&self, kind: Kind) -> &Rotation {
+        &self.rotations[kind as usize]
+    }
+
+    /// Drops the tokens that need no more than their keys and values.
+    pub(super) fn keep(&mut self, keep: Keep) {
+        let tokens = self.tokens.len();
+        let dropped = match keep {
+            Keep::None => tokens,
+            Keep::Last => tokens - 1,
+            Keep::All => 0,
+        };
+        for rows in [&mut self.h, &mut self.x, &mut self.embedded] {
+            let width = rows.len() / tokens;
+            rows.drain(..dropped * width);
+        }
+        self.tokens.drain(..dropped);
+        self.positions.drain(..dropped);
+        self.rotations.iter_mut().for_each(|rotation| rotation.drop_first(dropped));
+    }
+
+    pub(super) fn add_x_to_h(&mut self) {
+        add(&mut self.h, &self.x);
+    }
+}

@@ -1,0 +1,15 @@
+//! The gated feed-forward branch.
+
+use super::activations::Activations;
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::ops::Compute;
+use crate::stats::Projection;
+
+/// `x = down_proj(gelu(gate_proj(x)) ⊙ up_proj(x))`.
+pub(super) fn mlp(on: &Compute, net: &Checkpoint, act: &mut Activations, i: usize) {
+    let layer = &net.weights.layers[i];
+    on.linear(Projection::Gate, &layer.gate_proj, &act.x, &mut act.gate, &mut act.quantized);
+    on.linear(Projection::Up, &layer.up_proj, &act.x, &mut act.up, &mut act.quantized);
+    on.gelu_mul(&mut act.gate, &act.up);
+    on.linear(Projection::Down, &layer.down_proj, &act.gate, &mut act.x, &mut act.quantized);
+}

@@ -1,0 +1,106 @@
+//! The model. [`Model::forward`] is the page to read: one call per box of the diagram.
+//!
+//! State is four nouns: shapes and mapped weights (the [`Checkpoint`]), [`Activations`] of one batch, [`KvCache`].
+//! Formulas and their source: Hugging Face transformers, `models/gemma4/modeling_gemma4.py`.
+
+mod activations;
+mod attention;
+mod mlp;
+mod per_layer;
+mod rope;
+
+pub use activations::{Activations, Keep};
+
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::kv_cache::KvCache;
+use crate::engine::ops::Compute;
+use crate::stats::Projection;
+
+/// A loaded checkpoint, ready to run.
+pub struct Model {
+    /// Shapes and weights.
+    pub net: Checkpoint,
+    /// The last layer that owns a cache.
+    last_owner: usize,
+}
+
+impl Model {
+    /// The model of a validated checkpoint.
+    pub fn new(net: Checkpoint) -> Model {
+        let last_owner = net.config.layers.iter().rposition(|layer| layer.owns_cache).unwrap_or(0);
+        Model { net, last_owner }
+    }
+
+    /// Runs `tokens` (at most [`MAX_BATCH`](crate::engine::ops::MAX_BATCH)) at the positions that follow `cache`, which
+    /// grows by them. Returns the logits of the kept tokens after the soft cap, `[kept, vocab]`.
+    pub fn forward<'a>(
+        &self,
+        on: &Compute,
+        cache: &mut KvCache,
+        act: &'a mut Activations,
+        tokens: &[u32],
+        keep: Keep,
+    ) -> &'a [f32] {
+        let (net, eps) = (&self.net, self.net.config.eps);
+        act.begin(&net.config, tokens, cache.len());
+        embed(net, act); // h [T, H] = embed[token] · √H
+        per_layer::inputs(on, net, act, 0..self.last_owner); // ple [L, T, P]
+        for (i, layer) in net.weights.layers.iter().enumerate() {
+            act.x.clone_from(&act.h);
+            on.rms_norm(&mut act.x, &layer.input_norm, eps);
+            if net.config.layers[i].owns_cache {
+                attention::append_kv(on, net, act, cache, i); // k, v [T, kv_heads, d] -> cache
+            }
+            if i == self.last_owner {
+                act.keep(keep); // h, x [T, H] -> [kept, H]
+                if keep == Keep::None {
+                    break;
+                }
+                per_layer::inputs(on, net, act, i..net.config.layers.len());
+            }
+            attention::attention(on, net, act, cache, i); // x -> [T, H]
+            on.rms_norm(&mut act.x, &layer.post_attention_norm, eps);
+            act.add_x_to_h();
+
+            act.x.clone_from(&act.h);
+            on.rms_norm(&mut act.x, &layer.pre_feedforward_norm, eps);
+            mlp::mlp(on, net, act, i); // x -> [T, H]
+            on.rms_norm(&mut act.x, &layer.post_feedforward_norm, eps);
+            act.add_x_to_h();
+
+            if per_layer::branch(on, net, act, i) {
+                act.add_x_to_h(); // x [T, H] = rmsnorm(proj(gelu(gate(h)) ⊙ ple[i]))
+            }
+            act.h.iter_mut().for_each(|h| *h *= layer.layer_scalar);
+        }
+        cache.advance(tokens.len());
+        logits(on, net, act)
+    }
+}
+
+/// `h = embed[token] · √H`.
+fn embed(net: &Checkpoint, act: &mut Activations) {
+    let hidden = net.config.hidden;
+    let scale = (hidden as f32).sqrt();
+    act.h.resize(act.tokens.len() * hidden, 0.0);
+    for (&token, h) in act.tokens.iter().zip(act.h.chunks_exact_mut(hidden)) {
+        net.weights.embed.row(token as usize, h);
+        h.iter_mut().for_each(|h| *h *= scale);
+    }
+}
+
+/// `cap · tanh(lm_head(rmsnorm(h, norm)) / cap)` of the kept tokens.
+fn logits<'a>(on: &Compute, net: &Checkpoint, act: &'a mut Activations) -> &'a [f32] {
+    act.logits.clear();
+    if act.h.is_empty() {
+        return &act.logits;
+    }
+    on.rms_norm(&mut act.h, &net.weights.norm, net.config.eps);
+    on.linear(Projection::Head, &net.weights.lm_head, &act.h, &mut act.logits, &mut act.quantized);
+    if let Some(cap) = net.config.softcap {
+        on.pool.items_into(&mut act.logits, 16, |_, _, logits| {
+            logits.iter_mut().for_each(|l| *l = cap * (*l / cap).tanh());
+        });
+    }
+    &act.logits
+}

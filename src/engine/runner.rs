@@ -1,0 +1,206 @@
+//! Token ids in, logits out: a loaded model with its cache and the machinery that computes it.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use crate::engine::checkpoint::config::Config;
+use crate::engine::checkpoint::{Checkpoint, CheckpointError};
+use crate::engine::kv_cache::{KvCache, KvKind};
+use crate::engine::model::{Activations, Keep, Model};
+use crate::engine::ops::{Compute, MAX_BATCH};
+use crate::kernels::{self, UnknownKernels};
+use crate::parallel::Pool;
+use crate::stats::Stats;
+
+/// How to run a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Storage of keys and values.
+    pub kv: KvKind,
+    /// Most positions, prompt and answer together; 0 takes what the model was made for.
+    pub context: usize,
+    /// Threads that compute; 0 takes one per CPU.
+    pub threads: usize,
+    /// Instruction set by name; `None` takes the best one that the CPU has.
+    pub kernels: Option<String>,
+    /// Prompt tokens that go through the layers together, 1 to [`MAX_BATCH`].
+    pub batch: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { kv: KvKind::Int8, context: 4096, threads: 0, kernels: None, batch: 64 }
+    }
+}
+
+/// Why a checkpoint cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The files are not what they should be.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The instruction set that was asked for is not to be had.
+    #[error(transparent)]
+    Kernels(#[from] UnknownKernels),
+    /// No threads.
+    #[error("cannot start {threads} compute threads: {source}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// int8 was asked for, but the checkpoint does not say on what grid.
+    #[error("layer {layer} has no {name}, which an int8 KV cache needs; use kv = \"f32\"")]
+    NoCacheScale {
+        /// The layer.
+        layer: usize,
+        /// The tensor.
+        name: &'static str,
+    },
+}
+
+/// Why tokens cannot be run.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RunError {
+    /// No position left.
+    #[error("{tokens} more tokens do not fit: {used} of {context} positions are in use")]
+    ContextFull {
+        /// Tokens that were to be added.
+        tokens: usize,
+        /// Positions in use.
+        used: usize,
+        /// Positions there are.
+        context: usize,
+    },
+    /// Not a token of this model.
+    #[error("token {token} is not in the vocabulary of {vocab}")]
+    UnknownToken {
+        /// The id.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// Nothing to run.
+    #[error("there are no tokens to run")]
+    NoTokens,
+}
+
+/// A model that runs.
+pub struct Runner {
+    on: Compute,
+    model: Model,
+    cache: KvCache,
+    act: Activations,
+    context: usize,
+    batch: usize,
+}
+
+impl Runner {
+    /// Opens and validates the checkpoint in `dir` and starts the threads.
+    pub fn load(dir: &Path, options: &Options) -> Result<Runner, LoadError> {
+        let kernels = kernels::select(options.kernels.as_deref())?;
+        let checkpoint = Checkpoint::open(dir)?;
+        if options.kv == KvKind::Int8 {
+            check_cache_steps(&checkpoint)?;
+        }
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            n => n,
+        };
+        let pool = Pool::new(threads).map_err(|source| LoadError::Threads { threads, source })?;
+        let limit = checkpoint.config.max_position_embeddings;
+        Ok(Runner {
+            cache: KvCache::new(&checkpoint.config, options.kv),
+            act: Activations::new(&pool),
+            context: if options.context == 0 { limit } else { options.context.min(limit) },
+            batch: options.batch.clamp(1, MAX_BATCH),
+            model: Model::new(checkpoint),
+            on: Compute { kernels, pool, stats: Stats::default() },
+        })
+    }
+
+    /// Shapes of the model.
+    pub fn config(&self) -> &Config {
+        &self.model.net.config
+    }
+
+    /// Instruction set, threads and counters.
+    pub fn compute(&self) -> &Compute {
+        &self.on
+    }
+
+    /// Most positions.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Positions in use.
+    pub fn position(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Bytes that keys and values take now.
+    pub fn kv_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Forgets all tokens.
+    pub fn reset(&mut self) {
+        self.cache.clear();
+    }
+
+    /// Runs `tokens` and returns the logits `[vocab]` after the last one; `None` when `progress` (called with the number of
+    /// tokens done after every batch) breaks.
+    pub fn run(
+        &mut self,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Option<&mut [f32]>, RunError> {
+        self.check(tokens)?;
+        let batches = tokens.len().div_ceil(self.batch);
+        for (i, batch) in tokens.chunks(self.batch).enumerate() {
+            let keep = if i + 1 == batches { Keep::Last } else { Keep::None };
+            self.model.forward(&self.on, &mut self.cache, &mut self.act, batch, keep);
+            if progress((i * self.batch + batch.len()).min(tokens.len())).is_break() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(self.act.logits_mut()))
+    }
+
+    /// Runs `tokens` through all layers, `batch` at a time, and hands over the logits `[batch, vocab]` of every batch.
+    pub fn logits(&mut self, tokens: &[u32], batch: usize, each: &mut dyn FnMut(&[f32])) -> Result<(), RunError> {
+        self.check(tokens)?;
+        for batch in tokens.chunks(batch.clamp(1, MAX_BATCH)) {
+            each(self.model.forward(&self.on, &mut self.cache, &mut self.act, batch, Keep::All));
+        }
+        Ok(())
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), RunError> {
+        let (used, context, vocab) = (self.cache.len(), self.context, self.config().vocab_size);
+        if tokens.is_empty() {
+            return Err(RunError::NoTokens);
+        }
+        if tokens.len() > context - used {
+            return Err(RunError::ContextFull { tokens: tokens.len(), used, context });
+        }
+        match tokens.iter().find(|&&token| token as usize >= vocab) {
+            Some(&token) => Err(RunError::UnknownToken { token, vocab }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_cache_steps(checkpoint: &Checkpoint) -> Result<(), LoadError> {
+    for (layer, weights) in checkpoint.weights.layers.iter().enumerate() {
+        let Some(kv) = &weights.kv else { continue };
+        for (name, step) in [("k_cache_scale", kv.k_step), ("v_cache_scale", kv.v_step)] {
+            if step == 0.0 {
+                return Err(LoadError::NoCacheScale { layer, name });
+            }
+        }
+    }
+    Ok(())
+}
