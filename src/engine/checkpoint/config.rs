@@ -278,7 +278,7 @@ fn kinds(text: Fields<'_>, count: usize) -> Result<Vec<Kind>, Problem> {
         Some(Value::Array(list)) if list.len() == count => {
             let kinds = list.iter().enumerate().map(|(i, value)| {
                 value.as_str().and_then(Kind::parse).ok_or_else(|| {
-                    let place = format!("text_config.layer_types[{i}]");
+                    let place = format!("layer_types[{i}]");
                     Problem::at(place, "\"sliding_attention\" or \"full_attention\"", show(Some(value)))
                 })
             });

@@ -136,7 +136,7 @@ pub fn parse(file: &[u8]) -> Result<HashMap<String, Entry>, Problem> {
             let place = if last.is_empty() { "header".to_owned() } else { format!("header, at {}", quote(&last)) };
             Problem::at(place, "JSON as the safetensors format describes it", quote(&e.to_string()))
         })?;
-    raw.sort_by(|(_, a), (_, b)| a.data_offsets.cmp(&b.data_offsets));
+    raw.sort_by_key(|(_, entry)| entry.data_offsets);
 
     let mut entries = HashMap::with_capacity(raw.len());
     let mut end_of_last = 0;

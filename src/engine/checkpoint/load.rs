@@ -215,7 +215,7 @@ impl<'a> Loader<'a> {
             return Err(Problem::at(name, expected, entry.describe()).in_file(tensor.file));
         }
         let floats = Floats { bytes: tensor.bytes, bf16: entry.dtype == Dtype::Bf16 };
-        match (0..floats.len()).find(|&i| !sign.accepts(floats.get(i))) {
+        match floats.find_bad(|x| sign.accepts(x)) {
             None => Ok(floats),
             Some(i) => {
                 let found = format!("{} at element {i} of {:?}", floats.get(i), entry.shape);

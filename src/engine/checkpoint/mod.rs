@@ -9,8 +9,11 @@ mod fields;
 pub mod files;
 pub mod generation;
 pub mod header;
+pub mod inspect;
 mod load;
 pub mod names;
+pub mod summary;
+pub mod synth;
 pub mod weights;
 pub mod widths;
 

@@ -52,6 +52,18 @@ impl Floats {
     pub(super) fn to_vec(&self) -> Vec<f32> {
         (0..self.len()).map(|i| self.get(i)).collect()
     }
+
+    /// The first element that `good` rejects. Whole blocks are judged without branches: the E2B table has 9 million.
+    pub(super) fn find_bad(&self, good: impl Fn(f32) -> bool) -> Option<usize> {
+        const BLOCK: usize = 1024;
+        let size = if self.bf16 { 2 } else { 4 };
+        let block_is_bad = |block: &[u8]| match self.bf16 {
+            true => !block.as_chunks().0.iter().fold(true, |ok, &[a, b]| ok & good(f32::from_le_bytes([0, 0, a, b]))),
+            false => !block.as_chunks().0.iter().fold(true, |ok, &x| ok & good(f32::from_le_bytes(x))),
+        };
+        let bad = self.bytes.chunks(BLOCK * size).position(block_is_bad)?;
+        (bad * BLOCK..self.len()).find(|&i| !good(self.get(i)))
+    }
 }
 
 /// A table of embeddings, only looked up: `[rows, row_len]` codes, `blocks` scales in a row.
