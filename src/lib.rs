@@ -12,7 +12,10 @@
 //! stats       0  counters
 //! ```
 
+pub mod daemon;
 pub mod engine;
 pub mod kernels;
 pub mod parallel;
+pub mod scheduler;
 pub mod stats;
+pub mod transport;

@@ -1,3 +1,5 @@
 //! The `emberd` binary: arguments to an exit code, no logic.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    emberd::daemon::cli::main()
+}

@@ -1,9 +1,412 @@
-//! What several test programs share.
+//! A deterministic backend for tests, and daemons around it in processes of their own.
+//!
+//! The daemon under test is this very test binary, started again for its ignored test `daemon_child`: signals,
+//! environment and exit codes are real, and nothing but the model is made up.
+#![allow(dead_code, unreachable_pub)] // Every test program uses a part of this file.
 
+use std::fs;
+use std::io::{Read, Write};
+use std::ops::ControlFlow;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use emberd::daemon::config::{self, Config, Sources};
+use emberd::scheduler::backend::{Backend, Finish, Input, InputError, ModelInfo, Outcome, Sampling, Step};
+
+/// Generous: the tests also run under emulation, several at a time.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+const CHILD: &str = "EMBERD_TEST_CHILD_CONFIG";
+
+/// Polls until `found` gives something.
+pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = found() {
+            return value;
+        }
+        assert!(Instant::now() < until, "gave up waiting for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A model that repeats what it is told. In the prompt,
+///
+/// - `@hold` lets it wait in the middle of the answer until the file `release` exists beside the journal,
+/// - `@stall` does so without any step, as an engine that hangs would,
+/// - `@think` lets it think first, `@long` makes a long answer, `@params` answers with the sampling parameters,
+/// - `@fail` makes it fail, `@refuse` makes the prompt unacceptable.
+///
+/// It notes every start and end in the journal.
+pub struct Fake {
+    info: ModelInfo,
+    journal: PathBuf,
+}
+
+impl Fake {
+    pub fn new(model: &config::Model) -> Fake {
+        Fake {
+            info: ModelInfo {
+                name: model.name(),
+                context: model.context,
+                vocab: 0x11_0000,
+                kernels: "fake".into(),
+                threads: 1,
+                kv: "int8".into(),
+            },
+            journal: model.path.clone(),
+        }
+    }
+
+    fn note(&self, line: &str) {
+        static WRITING: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = WRITING.lock();
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(&self.journal).unwrap();
+        writeln!(file, "{line}").unwrap();
+    }
+
+    fn released(&self) -> bool {
+        self.journal.with_file_name("release").exists()
+    }
+}
+
+impl Backend for Fake {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// One token per character of all contents.
+    fn encode(&self, input: &Input) -> Result<Vec<u32>, InputError> {
+        let text = match input {
+            Input::Raw(text) => text.clone(),
+            Input::Chat { messages, .. } => {
+                let contents = messages.as_array().unwrap().iter().map(|message| message["content"].as_str().unwrap());
+                contents.collect::<Vec<_>>().join("|")
+            }
+        };
+        if text.contains("@refuse") {
+            return Err(InputError::new("messages", "messages: the template refuses them"));
+        }
+        Ok(text.chars().map(u32::from).collect())
+    }
+
+    fn generate(
+        &mut self,
+        prompt: &[u32],
+        sampling: &Sampling,
+        on: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> Result<Outcome, String> {
+        let text: String = prompt.iter().filter_map(|&id| char::from_u32(id)).collect();
+        self.note(&format!("start {text}"));
+        let outcome = self.answer(&text, prompt.len(), sampling, on);
+        self.note(&format!("end {text} {:?}", outcome.as_ref().map(|outcome| outcome.finish)));
+        outcome
+    }
+}
+
+impl Fake {
+    fn answer(
+        &self,
+        text: &str,
+        prompt_tokens: usize,
+        sampling: &Sampling,
+        on: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
+    ) -> Result<Outcome, String> {
+        let most = sampling.max_tokens.expect("the scheduler always sets max_tokens");
+        let mut outcome = Outcome {
+            finish: Finish::Cancelled,
+            prompt_tokens,
+            completion_tokens: 0,
+            seed: sampling.seed.unwrap_or(42),
+        };
+        for done in [prompt_tokens / 2, prompt_tokens] {
+            if on(Step::Prefill { done, total: prompt_tokens }).is_break() {
+                return Ok(outcome);
+            }
+        }
+        if text.contains("@think") && on(Step::Thought("let me see")).is_break() {
+            return Ok(outcome);
+        }
+        let answer = if text.contains("@long") {
+            (0..5000).map(|n| format!("word{n} ")).collect()
+        } else if text.contains("@params") {
+            format!("{sampling:?}")
+        } else {
+            format!("You said: {text}")
+        };
+        for (at, word) in answer.split_inclusive(' ').enumerate() {
+            if at == most {
+                outcome.finish = Finish::Length;
+                return Ok(outcome);
+            }
+            outcome.completion_tokens += 1;
+            if on(Step::Text(word)).is_break() {
+                return Ok(outcome);
+            }
+            while at == 0 && text.contains("@hold") && !self.released() {
+                std::thread::sleep(Duration::from_millis(5));
+                if on(Step::Tick).is_break() {
+                    return Ok(outcome);
+                }
+            }
+            if text.contains("@fail") {
+                return Err("made to fail".into());
+            }
+            while text.contains("@stall") && !self.released() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        outcome.finish = Finish::Stop;
+        Ok(outcome)
+    }
+}
+
+/// What the ignored test `daemon_child` of a test binary does: nothing, unless a test started it as a daemon.
+pub fn daemon_child() {
+    let Some(file) = std::env::var_os(CHILD) else { return };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
+    let sources = Sources { file: Some(file.into()), ..Sources::default() };
+    let result = Config::load(&sources).map_err(Into::into).and_then(|config| {
+        emberd::daemon::serve(config, |model| {
+            let fake = Fake::new(model);
+            if model.path.with_file_name("unloadable").exists() {
+                return Err("made unloadable".into());
+            }
+            Ok(Box::new(fake))
+        })
+    });
+    let code = result.map_or_else(
+        |error| {
+            eprintln!("{error}");
+            error.code()
+        },
+        |()| 0,
+    );
+    std::process::exit(code.into());
+}
+
+/// A command that runs `program`, by the runner that cargo uses for another architecture.
+pub fn command(program: impl AsRef<Path>) -> Command {
+    let runner = if cfg!(target_arch = "aarch64") { "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER" } else { "" };
+    match std::env::var(runner) {
+        Ok(runner) => {
+            let mut words = runner.split_whitespace();
+            let mut command = Command::new(words.next().unwrap());
+            command.args(words).arg(program.as_ref());
+            command
+        }
+        Err(_) => Command::new(program.as_ref()),
+    }
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon {
+    pub dir: tempfile::TempDir,
+    pub socket: PathBuf,
+    pub notify: UnixDatagram,
+    child: Child,
+}
+
+impl Daemon {
+    /// A daemon that is ready. `settings` are sections of its configuration.
+    pub fn start(settings: &str) -> Daemon {
+        Daemon::start_in(tempfile::tempdir().unwrap(), settings, &[])
+    }
+
+    pub fn start_in(dir: tempfile::TempDir, settings: &str, environment: &[(&str, &str)]) -> Daemon {
+        let daemon = Daemon::launch(dir, settings, environment);
+        daemon.wait_notified("READY=1");
+        daemon
+    }
+
+    /// A daemon that was just started.
+    pub fn launch(dir: tempfile::TempDir, settings: &str, environment: &[(&str, &str)]) -> Daemon {
+        let at = |name: &str| dir.path().join(name);
+        let socket = at("emberd.sock");
+        let has = |section: &str| settings.contains(section);
+        let mut config = settings.to_owned();
+        if !has("[model]") {
+            config.push_str("\n[model]\nname = \"fake\"\n");
+        }
+        if !has("[socket]") {
+            config.push_str("\n[socket]\nmode = \"0600\"\n");
+        }
+        let config = config
+            .replace("[model]", &format!("[model]\npath = {:?}", at("journal")))
+            .replace("[socket]", &format!("[socket]\npath = {socket:?}"));
+        fs::write(at("config.toml"), config).unwrap();
+        let _ = fs::remove_file(at("notify"));
+        let notify = UnixDatagram::bind(at("notify")).unwrap();
+        notify.set_read_timeout(Some(PATIENCE)).unwrap();
+        let log = fs::OpenOptions::new().create(true).append(true).open(at("log")).unwrap();
+        let mut command = command(std::env::current_exe().unwrap());
+        command.args(["--exact", "daemon_child", "--ignored", "--nocapture", "--test-threads=1"]);
+        command.env(CHILD, at("config.toml")).env("NOTIFY_SOCKET", at("notify")).envs(environment.iter().copied());
+        command.env_remove("WATCHDOG_PID");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        Daemon { dir, socket, notify, child }
+    }
+
+    /// Waits until the daemon has told systemd a line that starts with `line`.
+    pub fn wait_notified(&self, line: &str) -> String {
+        let mut buffer = [0; 4096];
+        loop {
+            let length =
+                self.notify.recv(&mut buffer).unwrap_or_else(|error| panic!("{line}: {error}\n{}", self.log()));
+            let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if let Some(found) = message.lines().find(|found| found.starts_with(line)) {
+                return found.to_owned();
+            }
+        }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn wait_logged(&self, words: &str) {
+        wait_for(words, || self.log().contains(words).then_some(()));
+    }
+
+    /// What the fake model has done so far.
+    pub fn journal(&self) -> String {
+        fs::read_to_string(self.dir.path().join("journal")).unwrap_or_default()
+    }
+
+    pub fn wait_journal(&self, line: &str) {
+        wait_for(line, || self.journal().lines().any(|found| found == line).then_some(()));
+    }
+
+    /// Lets go of those that hold.
+    pub fn release(&self) {
+        fs::write(self.dir.path().join("release"), "").unwrap();
+    }
+
+    pub fn hold_again(&self) {
+        fs::remove_file(self.dir.path().join("release")).unwrap();
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_for("the daemon's end", || self.child.try_wait().unwrap())
+    }
+
+    pub fn running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Ends the daemon at once and keeps its directory.
+    pub fn kill(mut self) -> tempfile::TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
+    }
+
+    pub fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Sends a request without waiting for its answer.
+    pub fn send(&self, method: &str, path: &str, body: &str) -> UnixStream {
+        let mut stream = self.connect();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        stream
+    }
+
+    pub fn request(&self, method: &str, path: &str, body: &str) -> Response {
+        Response::read(self.send(method, path, body))
+    }
+
+    pub fn post(&self, path: &str, body: &str) -> Response {
+        self.request("POST", path, body)
+    }
+
+    /// A chat request with one user message and further fields.
+    pub fn chat(&self, prompt: &str, fields: &str) -> String {
+        format!(r#"{{"messages":[{{"role":"user","content":"{prompt}"}}]{fields}}}"#)
+    }
+
+    /// Waits until the scheduler has this many requests waiting.
+    pub fn wait_waiting(&self, number: u64) {
+        wait_for("the queue", || (self.request("GET", "/healthz", "").json()["waiting"] == number).then_some(()));
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log:\n{}", self.log());
+        }
+    }
+}
+
+/// An HTTP response, its body put together again.
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+    /// Whether the body ended as it should.
+    pub complete: bool,
+}
+
+impl Response {
+    pub fn read(mut stream: UnixStream) -> Response {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        let text = String::from_utf8(bytes).unwrap();
+        let (head, rest) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response: {text:?}"));
+        let head = head.to_ascii_lowercase();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let (body, complete) =
+            if head.contains("transfer-encoding: chunked") { unchunk(rest) } else { (rest.to_owned(), true) };
+        Response { status, head, body, complete }
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The lines of an SSE body.
+    pub fn events(&self) -> Vec<&str> {
+        self.body.split("\n\n").filter(|event| !event.is_empty()).collect()
+    }
+}
+
+fn unchunk(mut rest: &str) -> (String, bool) {
+    let mut body = String::new();
+    while let Some((size, more)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        if size == 0 {
+            return (body, true);
+        }
+        if more.len() < size + 2 {
+            break;
+        }
+        body.push_str(&more[..size]);
+        rest = &more[size + 2..];
+    }
+    (body, false)
+}
 
 /// The folder of reference data, `EMBERD_SHARED` or `../shared`. Without it tests that need it are skipped, but not in CI.
-pub(crate) fn shared() -> Option<PathBuf> {
+pub fn shared() -> Option<PathBuf> {
     let dir = std::env::var_os("EMBERD_SHARED")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
     if dir.join("golden").is_dir() {

@@ -28,7 +28,7 @@ mod tests {
         let x = [0.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.49, 126.5, 127.5, 1e30, -127.5, -128.5, -1e30, 3.0, -3.0];
         let want = [0, 0, 2, 2, 0, -2, -2, 0, 126, 127, 127, -128, -128, -128, 3, -3];
         let mut q = [1; 64];
-        assert_eq!(quantize(&x, 1.0, 1, &mut q), want.iter().map(|&q| i32::from(q)).sum());
+        assert_eq!(quantize(&x, 1.0, 1, &mut q), want.iter().map(|&q| i32::from(q)).sum::<i32>());
         assert_eq!(q[..16], want);
     }
 

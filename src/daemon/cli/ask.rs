@@ -1,0 +1,230 @@
+//! `emberd ask`: a client of the socket. Hanging up is how it takes a request back, so Ctrl-C needs no protocol.
+
+use std::future::poll_fn;
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use axum::body::{Body as RequestBody, Bytes};
+use clap::Args;
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1;
+use hyper::{Request, Response, header};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use super::super::Error;
+
+/// Longest prompt that is read from standard input.
+const MAX_PROMPT: u64 = 64 << 20;
+
+/// Longest line of the answer, and longest answer with `--json`.
+const MAX_ANSWER: usize = 64 << 20;
+
+#[derive(Args)]
+pub(super) struct Ask {
+    /// The prompt; read from standard input when absent
+    prompt: Vec<String>,
+    /// Print the whole answer as one JSON object when it is complete
+    #[arg(long)]
+    json: bool,
+    /// Instructions that go before the prompt
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Most tokens of the answer
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u64>,
+    /// 0 always takes the most likely token
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// The same seed gives the same answer
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Path of the daemon's socket
+    #[arg(long, value_name = "PATH", env = "EMBERD__SOCKET__PATH", default_value = "/run/emberd/emberd.sock")]
+    socket: PathBuf,
+}
+
+pub(super) fn run(ask: &Ask) -> Result<(), Error> {
+    let body = ask.body()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Error::System("cannot start the I/O runtime", error))?.block_on(async {
+        tokio::select! {
+            result = ask.talk(body) => result,
+            _ = tokio::signal::ctrl_c() => {
+                Progress::new().clear();
+                let _ = writeln!(std::io::stdout());
+                Err(Error::Interrupted)
+            }
+        }
+    })
+}
+
+impl Ask {
+    fn body(&self) -> Result<Value, Error> {
+        let mut messages = Vec::new();
+        if let Some(system) = &self.system {
+            messages.push(json!({"role": "system", "content": system}));
+        }
+        messages.push(json!({"role": "user", "content": self.prompt()?}));
+        let mut body = json!({"messages": messages, "stream": !self.json});
+        let options = [
+            ("max_tokens", self.max_tokens.map(Value::from)),
+            ("temperature", self.temperature.map(Value::from)),
+            ("seed", self.seed.map(Value::from)),
+        ];
+        for (name, value) in options {
+            if let Some(value) = value {
+                body[name] = value;
+            }
+        }
+        Ok(body)
+    }
+
+    fn prompt(&self) -> Result<String, Error> {
+        if !self.prompt.is_empty() {
+            return Ok(self.prompt.join(" "));
+        }
+        if std::io::stdin().is_terminal() {
+            return Err(Error::Usage("no prompt: give it as an argument or on standard input".into()));
+        }
+        let mut text = String::new();
+        let read = std::io::stdin().take(MAX_PROMPT).read_to_string(&mut text);
+        read.map_err(|error| Error::System("cannot read standard input", error))?;
+        Ok(text)
+    }
+
+    async fn talk(&self, body: Value) -> Result<(), Error> {
+        let path = self.socket.display();
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            Error::Unavailable(format!("cannot reach the daemon at {path}: {error}; is `emberd serve` running?"))
+        })?;
+        let lost = |error: hyper::Error| Error::Unavailable(format!("lost the daemon at {path}: {error}"));
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+        tokio::spawn(connection);
+        let request = Request::post("/v1/chat/completions")
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(RequestBody::from(body.to_string()))
+            .map_err(|error| Error::Refused(error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(lost)?;
+        if !response.status().is_success() {
+            return Err(refusal(response).await);
+        }
+        let mut body = response.into_body();
+        if self.json {
+            let text = read_all(&mut body).await?;
+            return print(&text);
+        }
+        stream_answer(&mut body).await
+    }
+}
+
+async fn stream_answer(body: &mut Incoming) -> Result<(), Error> {
+    let mut progress = Progress::new();
+    let mut buffer = Vec::new();
+    let mut last_byte = b'\n';
+    while let Some(chunk) = next_chunk(body).await? {
+        buffer.extend_from_slice(&chunk);
+        if buffer.len() > MAX_ANSWER {
+            return Err(Error::Refused("the daemon sends a line without end".into()));
+        }
+        let Some(complete) = buffer.iter().rposition(|&byte| byte == b'\n') else { continue };
+        let rest = buffer.split_off(complete + 1);
+        let lines = String::from_utf8_lossy(&std::mem::replace(&mut buffer, rest)).into_owned();
+        for line in lines.lines() {
+            if let Some(comment) = line.strip_prefix(": ") {
+                progress.show(comment);
+            } else if line == "data: [DONE]" {
+                progress.clear();
+                return if last_byte == b'\n' { Ok(()) } else { print("\n") };
+            } else if let Some(data) = line.strip_prefix("data: ") {
+                let value: Value = serde_json::from_str(data).unwrap_or_default();
+                if value["error"].is_object() {
+                    progress.clear();
+                    return Err(failure(&value));
+                }
+                let text = value["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+                if let Some(&byte) = text.as_bytes().last() {
+                    progress.clear();
+                    last_byte = byte;
+                    print(text)?;
+                }
+            }
+        }
+    }
+    Err(Error::Refused("the daemon ended the connection before the answer was complete".into()))
+}
+
+async fn refusal(response: Response<Incoming>) -> Error {
+    let status = response.status();
+    let text = read_all(&mut response.into_body()).await.unwrap_or_default();
+    let value: Value = serde_json::from_str(&text).unwrap_or_default();
+    if value["error"].is_object() { failure(&value) } else { Error::Refused(format!("the daemon answered {status}")) }
+}
+
+fn failure(value: &Value) -> Error {
+    let message = value["error"]["message"].as_str().unwrap_or("no reason given").to_owned();
+    match value["error"]["code"].as_str() {
+        Some("busy" | "shutting_down") => Error::Busy(message),
+        _ => Error::Refused(message),
+    }
+}
+
+async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
+    loop {
+        match poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(Error::Unavailable(format!("lost the daemon: {error}"))),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+async fn read_all(body: &mut Incoming) -> Result<String, Error> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = next_chunk(body).await? {
+        if bytes.len() + chunk.len() > MAX_ANSWER {
+            return Err(Error::Refused(format!("the daemon's answer is larger than {MAX_ANSWER} bytes")));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Prints to standard output. When nobody reads it any more, the command is over.
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Error::System("cannot write to standard output", error))
+}
+
+/// One line on standard error, if that is a terminal.
+struct Progress {
+    terminal: bool,
+    shown: bool,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        Progress { terminal: std::io::stderr().is_terminal(), shown: false }
+    }
+
+    fn show(&mut self, text: &str) {
+        if self.terminal {
+            self.shown = true;
+            let _ = write!(std::io::stderr(), "\r\x1b[K{text} ");
+        }
+    }
+
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}

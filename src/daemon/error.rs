@@ -1,0 +1,71 @@
+//! What a command can fail with, and the exit code that it gives.
+
+use super::config::ConfigError;
+use crate::transport::socket::BindError;
+
+/// Exit codes, from sysexits(3) where it has a fitting one.
+pub mod exit {
+    /// Any other failure.
+    pub const INTERNAL: u8 = 1;
+    /// Wrong arguments.
+    pub const USAGE: u8 = 2;
+    /// The daemon cannot be reached.
+    pub const UNAVAILABLE: u8 = 69;
+    /// The queue is full, or the daemon is about to end: try again later.
+    pub const TEMPORARY: u8 = 75;
+    /// The configuration is wrong; starting again does not help.
+    pub const CONFIG: u8 = 78;
+    /// Ended by Ctrl-C, as shells report it.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+/// Failure of a command.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model that the configuration names cannot be used.
+    #[error("model: {0}")]
+    Model(String),
+    /// There is no socket.
+    #[error(transparent)]
+    Socket(#[from] BindError),
+    /// Wrong arguments.
+    #[error("{0}")]
+    Usage(String),
+    /// The daemon cannot be reached.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The daemon is busy.
+    #[error("{0}")]
+    Busy(String),
+    /// The daemon refused the request or failed over it.
+    #[error("{0}")]
+    Refused(String),
+    /// A second signal, or Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
+    /// The operating system refused something.
+    #[error("{0}: {1}")]
+    System(&'static str, std::io::Error),
+    /// The engine thread ended without being asked to.
+    #[error("the engine thread ended unexpectedly")]
+    EngineDied,
+}
+
+impl Error {
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Error::Config(_) | Error::Model(_) => exit::CONFIG,
+            Error::Socket(BindError::NotASocket(_) | BindError::NoGroup { .. }) => exit::CONFIG,
+            Error::Socket(BindError::InUse(_) | BindError::Io { .. }) => exit::INTERNAL,
+            Error::Usage(_) => exit::USAGE,
+            Error::Unavailable(_) => exit::UNAVAILABLE,
+            Error::Busy(_) => exit::TEMPORARY,
+            Error::Interrupted => exit::INTERRUPTED,
+            Error::Refused(_) | Error::System(..) | Error::EngineDied => exit::INTERNAL,
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Start-up, read downwards, and shutdown.
+
+use std::io;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use super::config::{self, Config};
+use super::error::Error;
+use super::systemd::{Watchdog, tell};
+use crate::scheduler::backend::{Backend, ModelInfo};
+use crate::scheduler::{Options, Scheduler};
+use crate::transport::socket::{Limits, Listener, Service};
+use crate::transport::wire::Topics;
+use crate::transport::{mqtt, socket};
+
+/// While the model loads, systemd's patience is extended this often, and by three times this.
+const LOADING_NEWS: Duration = Duration::from_secs(10);
+
+/// Longest that systemd's patience is extended: a card that takes longer is broken.
+const LOADING_LIMIT: u32 = 90;
+
+/// Time that HTTP clients get to read the end of their answers at shutdown.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs the daemon until a signal ends it. `load` makes the model on the engine thread.
+///
+/// # Errors
+///
+/// When it cannot start, or the engine ends unexpectedly, or a second signal cuts the shutdown short.
+pub fn serve<F>(config: Config, load: F) -> Result<(), Error>
+where
+    F: FnOnce(&config::Model) -> Result<Box<dyn Backend>, String> + Send + 'static,
+{
+    let io = std::thread::Builder::new().name("io".into()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|error| Error::System("cannot start the I/O runtime", error))?.block_on(run(config, load))
+    });
+    let io = io.map_err(|error| Error::System("cannot start the thread io", error))?;
+    io.join().unwrap_or_else(|_| Err(Error::System("thread io", io::Error::other("panicked"))))
+}
+
+async fn run<F>(config: Config, load: F) -> Result<(), Error>
+where
+    F: FnOnce(&config::Model) -> Result<Box<dyn Backend>, String> + Send + 'static,
+{
+    let mut signals = Signals::new().map_err(|error| Error::System("cannot handle signals", error))?;
+    let password = config.mqtt.password()?;
+    let mode = config.socket.mode_bits().unwrap_or(0o600);
+    let listener = Listener::bind(&config.socket.path, mode, config.socket.group.as_deref())?;
+
+    tell(&[NotifyState::Status("loading the model")]);
+    let Some((engine, model)) = Engine::start(&config, load, &mut signals).await? else { return Ok(()) };
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        model = model.name, context = model.context, kernels = model.kernels, threads = model.threads, kv = model.kv,
+        socket = %config.socket.path.display(),
+        "serving"
+    );
+
+    let (stop, stopped) = watch::channel(false);
+    let (connected, mut mqtt_state) = watch::channel(false);
+    let mut doors = JoinSet::new();
+    let service = Service::new(engine.scheduler.clone(), model.clone(), socket_limits(&config));
+    doors.spawn(socket::serve(listener, service, stopped.clone(), GRACE));
+    if config.mqtt.enabled {
+        let options = mqtt_options(&config, &model, password);
+        doors.spawn(mqtt::run(options, engine.scheduler.clone(), stopped, connected));
+    }
+    tell(&[NotifyState::Ready, NotifyState::Status(status(&config, false))]);
+
+    let mut watchdog = Watchdog::new();
+    let Engine { scheduler, thread, mut exited } = engine;
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            _ = &mut exited => break,
+            signal = signals.next() => match signal {
+                Asked::Reload => info!("SIGHUP: nothing is reloaded; restart to apply a new configuration"),
+                Asked::Stop if draining => {
+                    warn!("second signal: ending without waiting");
+                    return Err(Error::Interrupted);
+                }
+                Asked::Stop => {
+                    draining = true;
+                    info!(limit_s = config.limits.drain_s, "shutting down");
+                    tell(&[NotifyState::Stopping, NotifyState::Status("finishing the running request")]);
+                    scheduler.drain(config.limits.drain());
+                }
+            },
+            () = watchdog.due() => watchdog.feed(scheduler.heartbeat()),
+            Ok(()) = mqtt_state.changed() => {
+                let up = *mqtt_state.borrow_and_update();
+                tell(&[NotifyState::Status(status(&config, up))]);
+            }
+        }
+    }
+    let died = thread.join().is_err() || !draining;
+    let _ = stop.send(true);
+    tokio::select! {
+        () = async { while doors.join_next().await.is_some() {} } => {}
+        Asked::Stop = signals.next() => return Err(Error::Interrupted),
+    }
+    if died {
+        error!("the engine thread ended unexpectedly");
+        return Err(Error::EngineDied);
+    }
+    info!("stopped");
+    Ok(())
+}
+
+/// The engine thread and what is needed to follow it.
+struct Engine {
+    scheduler: Scheduler,
+    thread: JoinHandle<()>,
+    exited: oneshot::Receiver<()>,
+}
+
+impl Engine {
+    /// Starts the thread and waits for the model; `None` when a signal came first. A load cannot be interrupted, so the
+    /// thread is left to the end of the process then.
+    async fn start<F>(config: &Config, load: F, signals: &mut Signals) -> Result<Option<(Engine, ModelInfo)>, Error>
+    where
+        F: FnOnce(&config::Model) -> Result<Box<dyn Backend>, String> + Send + 'static,
+    {
+        let options = Options { depth: config.queue.depth, max_tokens: config.limits.max_tokens };
+        let (ready, mut loaded) = oneshot::channel();
+        let (ended, exited) = oneshot::channel();
+        let section = config.model.clone();
+        // Nobody listens any more when a signal came first.
+        let ready = move |result| {
+            let _ = ready.send(result);
+        };
+        let ended = move || {
+            let _ = ended.send(());
+        };
+        let (scheduler, thread) = Scheduler::start(options, move || load(&section), ready, ended)
+            .map_err(|error| Error::System("cannot start the thread engine", error))?;
+        let mut news = tokio::time::interval(LOADING_NEWS);
+        let mut extensions = 0;
+        loop {
+            tokio::select! {
+                result = &mut loaded => return match result {
+                    Ok(Ok(model)) => Ok(Some((Engine { scheduler, thread, exited }, model))),
+                    Ok(Err(reason)) => Err(Error::Model(reason)),
+                    Err(_) => Err(Error::EngineDied),
+                },
+                _ = news.tick(), if extensions < LOADING_LIMIT => {
+                    extensions += 1;
+                    tell(&[NotifyState::ExtendTimeoutUsec(3 * LOADING_NEWS.as_micros() as u32)]);
+                }
+                Asked::Stop = signals.next() => {
+                    info!("stopped while the model was loading");
+                    tell(&[NotifyState::Stopping]);
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+fn status(config: &Config, connected: bool) -> &'static str {
+    match (config.mqtt.enabled, connected) {
+        (false, _) => "serving the socket",
+        (true, true) => "serving the socket and MQTT",
+        (true, false) => "serving the socket; no connection to the MQTT broker",
+    }
+}
+
+fn socket_limits(config: &Config) -> Limits {
+    Limits {
+        connections: config.socket.max_connections,
+        header_timeout: Duration::from_secs(config.socket.header_timeout_s),
+        body_bytes: config.limits.body_bytes,
+        request_timeout: config.limits.request_timeout(),
+    }
+}
+
+fn mqtt_options(config: &Config, model: &ModelInfo, password: Option<String>) -> mqtt::Options {
+    let c = &config.mqtt;
+    let info = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": model.name,
+        "context": model.context,
+        "kernels": model.kernels,
+        "threads": model.threads,
+        "kv": model.kv,
+        "max_tokens": config.limits.max_tokens,
+        "max_packet_bytes": c.max_packet_bytes,
+        "queue_depth": config.queue.depth,
+        "request_timeout_s": config.limits.request_timeout_s,
+    });
+    mqtt::Options {
+        host: c.host.clone(),
+        port: c.port,
+        client_id: c.client_id(),
+        username: c.username.clone(),
+        password,
+        keep_alive: Duration::from_secs(c.keep_alive_s),
+        max_packet: c.max_packet_bytes,
+        session_expiry_s: c.session_expiry_s,
+        topics: Topics::new(&c.base, &c.node()),
+        open: config.queue.depth + 1,
+        request_timeout: config.limits.request_timeout(),
+        events: c.events,
+        batch: Duration::from_millis(c.batch_ms),
+        model: model.name.clone(),
+        info,
+    }
+}
+
+enum Asked {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! One thread owns the model; a bounded queue stands before it; one answer is made at a time.
+//!
+//! ```text
+//!   transports ── submit(Request, wake) ──▶ queue ──▶ engine thread ── Backend::generate
+//!        ▲                                                 │
+//!        └──────────── Ticket::take() ◀── mailbox ◀────────┘
+//! ```
+//!
+//! A job pairs a [`Request`] with a mailbox; the transport keeps the [`Ticket`], and dropping the ticket takes the
+//! request back. The scheduler never learns who listens, and never waits for them.
+
+pub mod backend;
+mod mailbox;
+mod queue;
+mod request;
+mod worker;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use backend::{Backend, ModelInfo};
+use queue::Queue;
+
+pub use mailbox::{Update, Wake};
+pub use queue::Ticket;
+pub use request::{Answer, Code, Failure, Request, Timings};
+
+/// Locks; what a panicking thread left behind is plain data that stays usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Bounds of the scheduler.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Requests that may wait while one is running.
+    pub depth: usize,
+    /// Most tokens of an answer, whatever the request asks for.
+    pub max_tokens: usize,
+}
+
+/// Handle of the engine thread; clones share it.
+#[derive(Clone)]
+pub struct Scheduler {
+    queue: Arc<Queue>,
+}
+
+impl Scheduler {
+    /// Starts the thread `engine`, which loads the model by `load` and then serves requests until it is drained.
+    ///
+    /// `ready` is called on that thread with the facts about the model or with the error of `load`; `exited` is called
+    /// when the thread ends, for whatever reason.
+    ///
+    /// # Errors
+    ///
+    /// When the thread cannot be started.
+    pub fn start(
+        options: Options,
+        load: impl FnOnce() -> Result<Box<dyn Backend>, String> + Send + 'static,
+        ready: impl FnOnce(Result<ModelInfo, String>) + Send + 'static,
+        exited: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<(Scheduler, JoinHandle<()>)> {
+        let queue = Arc::new(Queue::new(options));
+        let shared = Arc::clone(&queue);
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+            let _exited = OnDrop(Some(exited));
+            match load() {
+                Ok(mut backend) => {
+                    ready(Ok(backend.info().clone()));
+                    worker::run(&shared, backend.as_mut());
+                }
+                Err(error) => ready(Err(error)),
+            }
+        })?;
+        Ok((Scheduler { queue }, thread))
+    }
+
+    /// Puts a request into the queue. `wake` is called whenever the ticket has something new.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Busy`] when the queue is full, [`Code::ShuttingDown`] after [`Scheduler::drain`].
+    pub fn submit(&self, request: Request, wake: Wake) -> Result<Ticket, Failure> {
+        Queue::submit(&self.queue, request, wake)
+    }
+
+    /// Takes no more requests, fails those that wait, and lets the running one go on until `limit` has passed. The
+    /// engine thread ends after it.
+    pub fn drain(&self, limit: Duration) {
+        self.queue.drain(Instant::now() + limit);
+    }
+
+    /// A number that grows while the engine makes progress or is idle; it stands still when the engine hangs.
+    pub fn heartbeat(&self) -> u64 {
+        self.queue.heartbeat()
+    }
+
+    /// Requests that wait, and whether one is running.
+    pub fn load(&self) -> (usize, bool) {
+        self.queue.load()
+    }
+
+    /// Whether [`Scheduler::drain`] was called.
+    pub fn draining(&self) -> bool {
+        self.queue.draining()
+    }
+}
+
+struct OnDrop<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            call();
+        }
+    }
+}

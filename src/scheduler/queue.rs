@@ -1,0 +1,220 @@
+//! The bounded queue between the transports and the engine thread.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::mailbox::{Reader, Reply, Update, Wake, mailbox};
+use super::request::{Code, Failure, Request};
+use super::{Options, lock};
+
+/// How often an idle engine says that it lives.
+const IDLE_BEAT: Duration = Duration::from_millis(500);
+
+/// Time of an answer before one has been measured.
+const FIRST_GUESS: Duration = Duration::from_secs(10);
+
+/// A request on its way through the queue.
+pub(super) struct Job {
+    pub(super) request: Request,
+    pub(super) reply: Reply,
+    pub(super) submitted: Instant,
+    number: u64,
+}
+
+struct State {
+    waiting: VecDeque<Job>,
+    running_since: Option<Instant>,
+    drain_until: Option<Instant>,
+    /// Moving average of what an answer takes.
+    typical: Duration,
+    next_number: u64,
+}
+
+/// The state that transports and engine share.
+pub(super) struct Queue {
+    pub(super) options: Options,
+    state: Mutex<State>,
+    changed: Condvar,
+    beats: AtomicU64,
+}
+
+impl Queue {
+    pub(super) fn new(options: Options) -> Queue {
+        let state = State {
+            waiting: VecDeque::with_capacity(options.depth + 1),
+            running_since: None,
+            drain_until: None,
+            typical: FIRST_GUESS,
+            next_number: 0,
+        };
+        Queue { options, state: Mutex::new(state), changed: Condvar::new(), beats: AtomicU64::new(0) }
+    }
+
+    pub(super) fn submit(queue: &Arc<Queue>, request: Request, wake: Wake) -> Result<Ticket, Failure> {
+        let now = Instant::now();
+        let mut state = lock(&queue.state);
+        if state.drain_until.is_some() {
+            return Err(shutting_down());
+        }
+        // A running request has left `waiting`, one that is about to run has not: count both alike.
+        let ahead = state.waiting.len() + usize::from(state.running_since.is_some());
+        if ahead > queue.options.depth {
+            let retry = state.retry_after(now);
+            let message = format!("{ahead} requests are ahead, the queue is full; try again in {retry} s");
+            return Err(Failure { retry_after_s: Some(retry), ..Failure::new(Code::Busy, message) });
+        }
+        let (reply, reader) = mailbox(wake);
+        if ahead > 0 {
+            reply.tell(|update| update.queued = Some(ahead));
+        }
+        let number = state.next_number;
+        state.next_number += 1;
+        state.waiting.push_back(Job { request, reply, submitted: now, number });
+        queue.changed.notify_one();
+        Ok(Ticket { reader, queue: Arc::clone(queue), number })
+    }
+
+    /// The next job for the engine; waits for one. `None` once the queue is drained.
+    pub(super) fn next(&self) -> Option<Job> {
+        let mut state = lock(&self.state);
+        loop {
+            self.beat();
+            state.expire(Instant::now());
+            if let Some(job) = state.waiting.pop_front() {
+                state.running_since = Some(Instant::now());
+                state.announce_positions();
+                return Some(job);
+            }
+            if state.drain_until.is_some() {
+                return None;
+            }
+            state = self.changed.wait_timeout(state, IDLE_BEAT).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The engine is done with the job that [`Queue::next`] gave it.
+    pub(super) fn done(&self) {
+        let mut state = lock(&self.state);
+        if let Some(since) = state.running_since.take() {
+            state.typical = (state.typical * 3 + since.elapsed()) / 4;
+        }
+    }
+
+    /// Called by the engine at every step: the heartbeat, and the end of those who waited too long. Whether the
+    /// running job has to end because the drain's limit has passed.
+    pub(super) fn tend(&self, now: Instant) -> bool {
+        self.beat();
+        let mut state = lock(&self.state);
+        state.expire(now);
+        state.drain_until.is_some_and(|limit| now >= limit)
+    }
+
+    pub(super) fn drain(&self, until: Instant) {
+        let mut state = lock(&self.state);
+        state.drain_until = Some(state.drain_until.map_or(until, |earlier| earlier.min(until)));
+        for job in state.waiting.drain(..) {
+            job.reply.end(Err(shutting_down()));
+        }
+        self.changed.notify_all();
+    }
+
+    pub(super) fn draining(&self) -> bool {
+        lock(&self.state).drain_until.is_some()
+    }
+
+    pub(super) fn heartbeat(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn load(&self) -> (usize, bool) {
+        let state = lock(&self.state);
+        (state.waiting.len(), state.running_since.is_some())
+    }
+
+    fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes a waiting job out; a job that is already running stops by its mailbox.
+    fn withdraw(&self, number: u64) {
+        let mut state = lock(&self.state);
+        if let Some(at) = state.waiting.iter().position(|job| job.number == number) {
+            if let Some(job) = state.waiting.remove(at) {
+                job.reply.end(Err(cancelled()));
+            }
+            state.announce_positions();
+        }
+    }
+}
+
+impl State {
+    fn announce_positions(&self) {
+        let running = usize::from(self.running_since.is_some());
+        for (at, job) in self.waiting.iter().enumerate() {
+            job.reply.tell(|update| update.queued = Some(at + running));
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let before = self.waiting.len();
+        self.waiting.retain(|job| {
+            let late = job.request.deadline.is_some_and(|deadline| now >= deadline);
+            if late {
+                job.reply.end(Err(expired()));
+            }
+            !late
+        });
+        if self.waiting.len() != before {
+            self.announce_positions();
+        }
+    }
+
+    /// Seconds until a place is likely to be free: what the running answer still takes.
+    fn retry_after(&self, now: Instant) -> u64 {
+        let ran = self.running_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.typical.saturating_sub(ran).as_secs().clamp(1, 3600)
+    }
+}
+
+pub(super) fn cancelled() -> Failure {
+    Failure::new(Code::Cancelled, "the request was taken back")
+}
+
+pub(super) fn expired() -> Failure {
+    Failure::new(Code::Expired, "the deadline passed before the answer was complete")
+}
+
+pub(super) fn shutting_down() -> Failure {
+    Failure {
+        retry_after_s: Some(10),
+        ..Failure::new(Code::ShuttingDown, "the daemon is shutting down; try again later")
+    }
+}
+
+/// A place in the queue and the way to its answer. Dropping it takes the request back.
+pub struct Ticket {
+    reader: Reader,
+    queue: Arc<Queue>,
+    number: u64,
+}
+
+impl Ticket {
+    /// Everything that happened since the last call.
+    pub fn take(&self) -> Update {
+        self.reader.take()
+    }
+
+    /// Takes the request back; its end, [`Code::Cancelled`] or an answer that was quicker, still arrives.
+    pub fn cancel(&self) {
+        self.reader.cancel();
+        self.queue.withdraw(self.number);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}

@@ -1,0 +1,116 @@
+//! Requests and their answers, as plain data.
+
+use std::time::{Duration, Instant};
+
+use super::backend::{Finish, Input, InputError, Sampling};
+
+/// A prompt with everything that is needed to answer it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Name for the logs; prompts themselves are never logged.
+    pub id: String,
+    /// The prompt.
+    pub input: Input,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// When the answer is no longer wanted.
+    pub deadline: Option<Instant>,
+}
+
+/// Why a request got no answer. The set is closed: clients may match on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The queue is full; try again later.
+    Busy,
+    /// The prompt does not fit.
+    TooLarge,
+    /// The request is malformed.
+    BadRequest,
+    /// The deadline passed.
+    Expired,
+    /// The client took it back.
+    Cancelled,
+    /// The id is in use with another body.
+    DuplicateMismatch,
+    /// The daemon is about to end.
+    ShuttingDown,
+    /// The daemon's own fault.
+    Internal,
+}
+
+impl Code {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Code::Busy => "busy",
+            Code::TooLarge => "too_large",
+            Code::BadRequest => "bad_request",
+            Code::Expired => "expired",
+            Code::Cancelled => "cancelled",
+            Code::DuplicateMismatch => "duplicate_mismatch",
+            Code::ShuttingDown => "shutting_down",
+            Code::Internal => "internal",
+        }
+    }
+}
+
+/// A request that got no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {message}", .code.name())]
+pub struct Failure {
+    /// The kind, for programs.
+    pub code: Code,
+    /// The sentence, for people.
+    pub message: String,
+    /// The field at fault.
+    pub param: Option<String>,
+    /// Seconds after which another attempt makes sense.
+    pub retry_after_s: Option<u64>,
+}
+
+impl Failure {
+    /// A failure without field and retry time.
+    pub fn new(code: Code, message: impl Into<String>) -> Failure {
+        Failure { code, message: message.into(), param: None, retry_after_s: None }
+    }
+}
+
+impl From<InputError> for Failure {
+    fn from(error: InputError) -> Failure {
+        Failure { param: error.param, ..Failure::new(Code::BadRequest, error.message) }
+    }
+}
+
+/// Where the time of an answer went.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// From submission to the start.
+    pub queue: Duration,
+    /// From the start to the first token, encoding included.
+    pub prefill: Duration,
+    /// From the first token to the end.
+    pub decode: Duration,
+    /// Prompt tokens per second; 0 when it cannot be said.
+    pub prefill_per_s: f64,
+    /// Generated tokens per second after the first one; 0 when it cannot be said.
+    pub decode_per_s: f64,
+}
+
+/// A complete answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The whole text, whatever was sent in pieces before.
+    pub text: String,
+    /// What the model thought, if it did.
+    pub thought: String,
+    /// `Stop` or `Length`.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated.
+    pub completion_tokens: usize,
+    /// The seed that gives this answer again.
+    pub seed: u64,
+    /// Where the time went.
+    pub timings: Timings,
+}

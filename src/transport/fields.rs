@@ -1,0 +1,320 @@
+//! JSON objects from outside, field by field: every refusal names the field, the range and what was found.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value};
+
+use crate::scheduler::backend::{Input, InputError, Sampling};
+
+/// Most stop texts of a request.
+pub const MAX_STOPS: usize = 16;
+
+/// Longest stop text, in bytes.
+pub const MAX_STOP_BYTES: usize = 256;
+
+/// Most messages of a conversation.
+pub const MAX_MESSAGES: usize = 1024;
+
+/// An object whose fields are taken out one by one; those that nobody asks for are ignored.
+#[derive(Debug)]
+pub struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// The object in `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// When `bytes` is not a JSON object.
+    pub fn parse(bytes: &[u8]) -> Result<Fields, InputError> {
+        match serde_json::from_slice(bytes) {
+            Ok(Value::Object(map)) => Ok(Fields(map)),
+            Ok(other) => Err(whole(format!("expected a JSON object, found {}", kind(&other)))),
+            Err(error) => Err(whole(format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    /// Takes a field; null counts as absent.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// A number within `range`.
+    ///
+    /// # Errors
+    ///
+    /// When it is no number or outside the range.
+    pub fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, InputError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(wrong(name, format_args!("a number from {} to {}", range.start(), range.end()), &value)),
+        }
+    }
+
+    /// A whole number within `range`.
+    ///
+    /// # Errors
+    ///
+    /// When it is no whole number or outside the range.
+    pub fn integer(&mut self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, InputError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match value.as_u64() {
+            Some(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(wrong(name, format_args!("a whole number from {} to {}", range.start(), range.end()), &value)),
+        }
+    }
+
+    /// `true` or `false`.
+    ///
+    /// # Errors
+    ///
+    /// When it is neither.
+    pub fn flag(&mut self, name: &str) -> Result<Option<bool>, InputError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| wrong(name, "true or false", &value))
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    ///
+    /// When it is none.
+    pub fn text(&mut self, name: &str) -> Result<Option<String>, InputError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(wrong(name, "a string", &other)),
+        }
+    }
+
+    /// The sampling fields, under OpenAI's names where it has them.
+    ///
+    /// # Errors
+    ///
+    /// When one is of the wrong type or outside its range.
+    pub fn sampling(&mut self) -> Result<Sampling, InputError> {
+        let tokens = 1..=u64::from(u32::MAX);
+        let max_tokens = match self.integer("max_completion_tokens", tokens.clone())? {
+            None => self.integer("max_tokens", tokens)?,
+            newer => newer,
+        };
+        Ok(Sampling {
+            temperature: self.number("temperature", 0.0..=2.0)?.map(|x| x as f32),
+            top_k: self.integer("top_k", 0..=u64::from(u32::MAX))?.map(|x| x as usize),
+            top_p: self.number("top_p", f64::from(f32::EPSILON)..=1.0)?.map(|x| x as f32),
+            min_p: self.number("min_p", 0.0..=1.0)?.map(|x| x as f32),
+            repetition_penalty: self.number("repetition_penalty", 0.1..=10.0)?.map(|x| x as f32),
+            seed: self.seed()?,
+            stop: self.stop()?,
+            max_tokens: max_tokens.map(|x| x as usize),
+        })
+    }
+
+    /// Any 64-bit integer; a negative one stands for its two's complement.
+    fn seed(&mut self) -> Result<Option<u64>, InputError> {
+        let Some(value) = self.take("seed") else { return Ok(None) };
+        let seed = value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));
+        seed.map(Some).ok_or_else(|| wrong("seed", "a 64-bit integer", &value))
+    }
+
+    fn stop(&mut self) -> Result<Vec<String>, InputError> {
+        let expected = format!("a string or up to {MAX_STOPS} strings, each of 1 to {MAX_STOP_BYTES} bytes");
+        let stops = match self.take("stop") {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(stops)) if stops.len() <= MAX_STOPS => stops,
+            Some(Value::Array(stops)) => {
+                return Err(InputError::new(
+                    "stop",
+                    format!("stop: expected {expected}, found {} of them", stops.len()),
+                ));
+            }
+            Some(one) => vec![one],
+        };
+        stops
+            .into_iter()
+            .map(|stop| match stop {
+                Value::String(text) if (1..=MAX_STOP_BYTES).contains(&text.len()) => Ok(text),
+                other => Err(wrong("stop", &expected, &other)),
+            })
+            .collect()
+    }
+}
+
+impl From<Map<String, Value>> for Fields {
+    fn from(map: Map<String, Value>) -> Fields {
+        Fields(map)
+    }
+}
+
+/// A conversation of one user message, with the instructions of `system` before it.
+pub fn conversation(system: Option<&str>, prompt: &str, enable_thinking: bool) -> Input {
+    let message = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+    let messages = system.map(|text| message("system", text)).into_iter().chain([message("user", prompt)]).collect();
+    Input::Chat { messages, tools: Value::Null, enable_thinking }
+}
+
+/// The messages of a conversation with every content as one string.
+///
+/// # Errors
+///
+/// When it is no array of messages with a known role and text for content.
+pub fn messages(value: Option<Value>) -> Result<Value, InputError> {
+    let messages = match value {
+        Some(Value::Array(messages)) if (1..=MAX_MESSAGES).contains(&messages.len()) => messages,
+        Some(other) => {
+            return Err(wrong("messages", format_args!("an array of 1 to {MAX_MESSAGES} messages"), &other));
+        }
+        None => return Err(InputError::new("messages", "messages: missing")),
+    };
+    messages.into_iter().enumerate().map(|(at, value)| message(&format!("messages[{at}]"), value)).collect()
+}
+
+fn message(path: &str, value: Value) -> Result<Value, InputError> {
+    let Value::Object(map) = value else { return Err(wrong(path, "an object", &value)) };
+    let mut fields = Fields(map);
+    let at = |field: &str| format!("{path}.{field}");
+    let role = match fields.take("role") {
+        Some(Value::String(role)) if matches!(role.as_str(), "system" | "user" | "assistant") => role,
+        // OpenAI's newer name of the same thing.
+        Some(Value::String(role)) if role == "developer" => "system".into(),
+        Some(other) => return Err(wrong(&at("role"), "system, developer, user or assistant", &other)),
+        None => return Err(InputError::new(at("role"), format!("{}: missing", at("role")))),
+    };
+    if fields.take("tool_calls").is_some() {
+        return Err(unsupported(&at("tool_calls")));
+    }
+    let content = match fields.take("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => parts
+            .into_iter()
+            .enumerate()
+            .map(|(n, part)| text_part(&at(&format!("content[{n}]")), part))
+            .collect::<Result<_, _>>()?,
+        Some(other) => return Err(wrong(&at("content"), "a string or an array of text parts", &other)),
+        None => return Err(InputError::new(at("content"), format!("{}: missing", at("content")))),
+    };
+    Ok(serde_json::json!({"role": role, "content": content}))
+}
+
+fn text_part(path: &str, part: Value) -> Result<String, InputError> {
+    match (part["type"].as_str(), part["text"].as_str()) {
+        (Some("text"), Some(text)) => Ok(text.to_owned()),
+        (Some("text"), None) => Err(wrong(&format!("{path}.text"), "a string", &part["text"])),
+        _ => Err(wrong(&format!("{path}.type"), "\"text\", the only kind this model is served with", &part["type"])),
+    }
+}
+
+/// The refusal of a field that OpenAI knows and this daemon does not offer.
+pub fn unsupported(name: &str) -> InputError {
+    InputError::new(name, format!("{name}: not supported by this server"))
+}
+
+/// The refusal of a value: what was expected and what was found, cut to a bearable length.
+pub fn wrong(name: &str, expected: impl Display, found: &Value) -> InputError {
+    let mut found = found.to_string();
+    if found.len() > 80 {
+        let cut = (0..=80).rev().find(|&at| found.is_char_boundary(at)).unwrap_or(0);
+        found.truncate(cut);
+        found.push('…');
+    }
+    InputError::new(name, format!("{name}: expected {expected}, found {found}"))
+}
+
+fn whole(message: String) -> InputError {
+    InputError { message, param: None }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampling(json: &str) -> Result<Sampling, InputError> {
+        Fields::parse(json.as_bytes()).and_then(|mut fields| fields.sampling())
+    }
+
+    #[test]
+    fn sampling_fields_and_their_defaults() {
+        assert_eq!(sampling("{}").unwrap(), Sampling::default());
+        let json = r#"{"temperature":0,"top_k":40,"top_p":0.9,"min_p":0.05,"repetition_penalty":1.1,"seed":-1,
+                       "stop":"END","max_tokens":7,"max_completion_tokens":9,"unheard_of":[1]}"#;
+        let expected = Sampling {
+            temperature: Some(0.0),
+            top_k: Some(40),
+            top_p: Some(0.9),
+            min_p: Some(0.05),
+            repetition_penalty: Some(1.1),
+            seed: Some(u64::MAX),
+            stop: vec!["END".into()],
+            max_tokens: Some(9),
+        };
+        assert_eq!(sampling(json).unwrap(), expected);
+    }
+
+    #[test]
+    fn refusals_name_field_range_and_finding() {
+        for (json, param, words) in [
+            (r#"{"temperature":"hot"}"#, "temperature", "from 0 to 2, found \"hot\""),
+            (r#"{"temperature":2.5}"#, "temperature", "found 2.5"),
+            (r#"{"top_p":0}"#, "top_p", "found 0"),
+            (r#"{"max_tokens":0}"#, "max_tokens", "from 1"),
+            (r#"{"max_tokens":1.5}"#, "max_tokens", "whole number"),
+            (r#"{"seed":"x"}"#, "seed", "64-bit"),
+            (r#"{"stop":[""]}"#, "stop", "1 to 256"),
+            (r#"{"stop":["1","2","3","4","5","6","7","8","9","a","b","c","d","e","f","g","h"]}"#, "stop", "found 17"),
+        ] {
+            let error = sampling(json).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(param), "{json}");
+            assert!(error.message.contains(words), "{json}: {}", error.message);
+        }
+        assert!(sampling("[]").unwrap_err().message.contains("an array"));
+        assert!(sampling("{").unwrap_err().message.contains("not JSON"));
+        assert!(sampling(&"[".repeat(100_000)).unwrap_err().message.contains("not JSON"));
+    }
+
+    #[test]
+    fn long_values_are_cut_in_refusals() {
+        let json = format!(r#"{{"temperature":"{}"}}"#, "é".repeat(10_000));
+        assert!(sampling(&json).unwrap_err().message.len() < 200);
+    }
+
+    #[test]
+    fn contents_become_one_string() {
+        let value = serde_json::json!([
+            {"role": "developer", "content": "short"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "x"},
+        ]);
+        let expected = serde_json::json!([{"role": "system", "content": "short"}, {"role": "user", "content": "ab"}]);
+        assert_eq!(messages(Some(value)).unwrap(), expected);
+    }
+
+    #[test]
+    fn messages_are_refused_by_path() {
+        for (json, param) in [
+            (r#"[]"#, "messages"),
+            (r#"["x"]"#, "messages[0]"),
+            (r#"[{"content":"x"}]"#, "messages[0].role"),
+            (r#"[{"role":"tool","content":"x"}]"#, "messages[0].role"),
+            (r#"[{"role":"user"}]"#, "messages[0].content"),
+            (r#"[{"role":"user","content":[{"type":"image_url"}]}]"#, "messages[0].content[0].type"),
+            (
+                r#"[{"role":"user","content":"x"},{"role":"assistant","content":"y","tool_calls":[]}]"#,
+                "messages[1].tool_calls",
+            ),
+        ] {
+            let error = messages(Some(serde_json::from_str(json).unwrap())).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(param), "{json}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The client library, and the only place that names it: one connection attempt and what came of it.
+//!
+//! Every attempt gets a client of its own, so nothing of an old connection (packet ids, queued acknowledgements) can
+//! leak into a new one. A task does nothing but poll it; this side never waits for the client, so the two cannot
+//! deadlock when a channel is full.
+
+use rumqttc::Outgoing;
+use rumqttc::Transport;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{
+    ConnectReturnCode, DisconnectReasonCode, Filter, LastWill, Packet, PubAckReason, Publish, PublishProperties,
+    RetainForwardRule, SubscribeReasonCode,
+};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::Options;
+use super::outbox::{Entry, MAX_IN_FLIGHT};
+
+/// Commands that the client holds before it refuses more.
+const CHANNEL: usize = 256;
+
+/// What a connection tells.
+#[derive(Debug)]
+pub(super) enum News {
+    /// The broker accepted the connection.
+    Connected,
+    /// The broker answered the subscriptions; false when it denied one.
+    Subscribed(bool),
+    /// A message.
+    Message(Message),
+    /// An outbox entry went out under this packet id.
+    Sent(u16),
+    /// The broker took it; false when it took it and will not deliver it.
+    Acknowledged(u16, bool),
+    /// The farewell went out.
+    Disconnected,
+    /// The end of the connection.
+    Lost(Lost),
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub(super) struct Lost {
+    /// For the log.
+    pub(super) reason: String,
+    /// Whether another client took the client id over.
+    pub(super) taken_over: bool,
+}
+
+/// A message of the request tree.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) topic: String,
+    pub(super) payload: Vec<u8>,
+    pub(super) retained: bool,
+    pub(super) repeated: bool,
+    pub(super) content_type: Option<String>,
+    pub(super) response_topic: Option<String>,
+    pub(super) correlation: Option<Vec<u8>>,
+    pub(super) expiry_s: Option<u32>,
+    /// What the broker waits for; `None` for QoS 0.
+    pub(super) receipt: Option<Receipt>,
+}
+
+/// An acknowledgement that has not been given yet.
+#[derive(Debug)]
+pub(super) struct Receipt {
+    packet: u16,
+    link: u64,
+}
+
+/// A connection, or an attempt at one.
+pub(super) struct Link {
+    number: u64,
+    client: AsyncClient,
+    events: mpsc::Receiver<Result<Event, ConnectionError>>,
+    poller: JoinHandle<()>,
+    /// Publishes that the broker allows to be unacknowledged.
+    pub(super) in_flight: usize,
+    /// Largest packet that the broker accepts.
+    pub(super) max_packet: usize,
+}
+
+impl Link {
+    pub(super) fn open(options: &Options, number: u64) -> Link {
+        let (client, eventloop) = AsyncClient::new(client_options(options), CHANNEL);
+        let (sender, events) = mpsc::channel(64);
+        let poller = tokio::spawn(poll(eventloop, sender));
+        Link { number, client, events, poller, in_flight: MAX_IN_FLIGHT, max_packet: usize::MAX }
+    }
+
+    /// The next thing that the connection tells. Safe to cancel.
+    pub(super) async fn news(&mut self) -> News {
+        loop {
+            let event = match self.events.recv().await {
+                Some(Ok(event)) => event,
+                Some(Err(error)) => return News::Lost(lost(&error)),
+                None => return News::Lost(Lost { reason: "the connection's task ended".into(), taken_over: false }),
+            };
+            if let Some(news) = self.translate(event) {
+                return news;
+            }
+        }
+    }
+
+    fn translate(&mut self, event: Event) -> Option<News> {
+        match event {
+            Event::Outgoing(Outgoing::Publish(packet)) if packet != 0 => Some(News::Sent(packet)),
+            Event::Outgoing(Outgoing::Disconnect) => Some(News::Disconnected),
+            Event::Incoming(Packet::ConnAck(ack)) => {
+                if let Some(limits) = ack.properties {
+                    self.in_flight = limits.receive_max.map_or(MAX_IN_FLIGHT, usize::from);
+                    self.max_packet = limits.max_packet_size.map_or(usize::MAX, |bytes| bytes as usize);
+                }
+                Some(News::Connected)
+            }
+            Event::Incoming(Packet::SubAck(ack)) => Some(News::Subscribed(
+                ack.return_codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(_))),
+            )),
+            Event::Incoming(Packet::PubAck(ack)) => {
+                let taken = matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers);
+                Some(News::Acknowledged(ack.pkid, taken))
+            }
+            Event::Incoming(Packet::Publish(publish)) => Some(News::Message(self.message(publish))),
+            _ => None,
+        }
+    }
+
+    fn message(&self, publish: Publish) -> Message {
+        let properties = publish.properties.unwrap_or_default();
+        let receipt = (publish.qos != QoS::AtMostOnce).then_some(Receipt { packet: publish.pkid, link: self.number });
+        Message {
+            topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+            payload: publish.payload.into(),
+            retained: publish.retain,
+            repeated: publish.dup,
+            content_type: properties.content_type,
+            response_topic: properties.response_topic,
+            correlation: properties.correlation_data.map(Into::into),
+            expiry_s: properties.message_expiry_interval,
+            receipt,
+        }
+    }
+
+    /// Subscribes to the request tree: QoS 1 at most, no retained messages, and the retain flag as it was published.
+    pub(super) fn subscribe(&self, filters: [String; 2]) -> bool {
+        let filters = filters.map(|path| Filter {
+            path,
+            qos: QoS::AtLeastOnce,
+            nolocal: true,
+            preserve_retain: true,
+            retain_forward_rule: RetainForwardRule::Never,
+        });
+        self.client.try_subscribe_many(filters).is_ok()
+    }
+
+    /// Hands an outbox entry over; false when the client takes no more now.
+    pub(super) fn publish(&self, entry: &Entry) -> bool {
+        let properties = PublishProperties {
+            payload_format_indicator: Some(1),
+            correlation_data: entry.correlation.clone().map(Into::into),
+            user_properties: entry.error.map(|code| ("error".to_owned(), code.to_owned())).into_iter().collect(),
+            content_type: entry.content_type.map(str::to_owned),
+            ..PublishProperties::default()
+        };
+        let (topic, payload) = (entry.topic.clone(), entry.payload.clone());
+        self.client.try_publish_with_properties(topic, QoS::AtLeastOnce, entry.retain, payload, properties).is_ok()
+    }
+
+    /// Sends something that may get lost.
+    pub(super) fn publish_droppable(&self, topic: String, payload: Vec<u8>) {
+        let _ = self.client.try_publish(topic, QoS::AtMostOnce, false, payload);
+    }
+
+    /// Tells the broker that a message needs no redelivery. A receipt of another connection is void: its message comes
+    /// again, with a receipt of this one.
+    pub(super) fn acknowledge(&self, receipt: &Receipt) {
+        if receipt.link == self.number {
+            let publish = Publish { qos: QoS::AtLeastOnce, pkid: receipt.packet, ..Publish::default() };
+            // A full channel means a redelivery after the next connection, nothing worse.
+            let _ = self.client.try_ack(&publish);
+        }
+    }
+
+    /// Says farewell, which keeps the broker from publishing the last will.
+    pub(super) fn disconnect(&self) {
+        let _ = self.client.try_disconnect();
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.poller.abort();
+    }
+}
+
+async fn poll(mut eventloop: EventLoop, events: mpsc::Sender<Result<Event, ConnectionError>>) {
+    loop {
+        let event = eventloop.poll().await;
+        let ended = event.is_err();
+        if events.send(event).await.is_err() || ended {
+            return;
+        }
+    }
+}
+
+fn client_options(options: &Options) -> MqttOptions {
+    let mut client = MqttOptions::new(&options.client_id, &options.host, options.port);
+    if options.host.starts_with('/') {
+        client.set_transport(Transport::unix());
+    }
+    if let Some(user) = &options.username {
+        client.set_credentials(user, options.password.as_deref().unwrap_or_default());
+    }
+    let will = LastWill::new(options.topics.state(), "offline", QoS::AtLeastOnce, true, None);
+    client
+        .set_last_will(will)
+        .set_keep_alive(options.keep_alive)
+        .set_clean_start(false)
+        .set_session_expiry_interval(Some(options.session_expiry_s))
+        .set_max_packet_size(Some(options.max_packet))
+        .set_receive_maximum(Some(options.receive_maximum()))
+        .set_outgoing_inflight_upper_limit(4 * MAX_IN_FLIGHT as u16)
+        .set_manual_acks(true)
+        .set_connection_timeout(10);
+    client
+}
+
+fn lost(error: &ConnectionError) -> Lost {
+    let taken_over = matches!(
+        error,
+        ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_code: DisconnectReasonCode::SessionTakenOver,
+            ..
+        })
+    );
+    let reason = match error {
+        ConnectionError::ConnectionRefused(
+            code @ (ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized),
+        ) => format!("the broker refused user name and password ({code:?}); see `username` and `password_file`"),
+        other => other.to_string(),
+    };
+    Lost { reason, taken_over }
+}

@@ -1,0 +1,148 @@
+//! Requests and answers over MQTT 5; `wire` has the topics and payloads.
+//!
+//! # What is acknowledged when
+//!
+//! A request of QoS 1 is acknowledged when the broker has acknowledged its answer, so a daemon that dies in between gets
+//! the request again (the session outlives the connection by `session_expiry_s`). Refusals are acknowledged at once, as
+//! is everything that needs no answer. When the daemon shuts down, requests that it will not answer stay
+//! unacknowledged: the broker delivers them to its successor. Acknowledgements therefore follow completion, not
+//! arrival; brokers match them by packet id.
+//!
+//! The receive maximum is larger than the number of requests that can be open, so the broker never runs out of
+//! permission to deliver the message that `busy` or a cancellation answers to.
+//!
+//! Answers wait in an outbox until the broker has them. Requests with the name of an open one are not started twice.
+
+mod backoff;
+mod door;
+mod link;
+mod outbox;
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use self::backoff::Backoff;
+use self::door::{Door, End};
+use self::link::Link;
+use super::stopped;
+use super::wire::Topics;
+use crate::scheduler::Scheduler;
+
+/// Failures of the same kind are logged once in this time.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
+/// Everything that the connection needs.
+#[derive(Clone)]
+pub struct Options {
+    /// Host name, address, or the path of a Unix socket when it starts with a slash.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Must be this daemon's alone.
+    pub client_id: String,
+    /// User name.
+    pub username: Option<String>,
+    /// Password, never logged.
+    pub password: Option<String>,
+    /// Time between pings, at least 5 s.
+    pub keep_alive: Duration,
+    /// Largest packet that the broker may send.
+    pub max_packet: u32,
+    /// Seconds for which the broker keeps requests while the daemon is away.
+    pub session_expiry_s: u32,
+    /// The topics.
+    pub topics: Topics,
+    /// Requests that can be open at once: the running one and the queue.
+    pub open: usize,
+    /// Time for an answer, the queue included.
+    pub request_timeout: Duration,
+    /// Whether events are published.
+    pub events: bool,
+    /// Pieces of an answer and its progress are collected for this long.
+    pub batch: Duration,
+    /// Name of the model, for the answers.
+    pub model: String,
+    /// The retained `info`.
+    pub info: Value,
+}
+
+impl Options {
+    /// Messages that the broker may have unacknowledged: every open request and every answer on its way, and room for
+    /// what is acknowledged at once.
+    fn receive_maximum(&self) -> u16 {
+        (self.open + outbox::MAX_IN_FLIGHT + 16).try_into().unwrap_or(u16::MAX)
+    }
+}
+
+/// Serves requests until `stop` turns true; then sends what is left, for a few seconds at most, and says farewell.
+/// `connected` tells whether the broker can be reached.
+pub async fn run(
+    options: Options,
+    scheduler: Scheduler,
+    mut stop: watch::Receiver<bool>,
+    connected: watch::Sender<bool>,
+) {
+    let mut backoff = Backoff::new();
+    let mut log = LogLimit::default();
+    let mut door = Door::new(options.clone(), scheduler);
+    for number in 0.. {
+        let mut link = Link::open(&options, number);
+        let mut since = None;
+        let end = door.serve(&mut link, &mut stop, |up| {
+            since = Some(Instant::now());
+            let _ = connected.send(up);
+        });
+        let lost = match end.await {
+            End::Stopped => return,
+            End::Lost(lost) => lost,
+        };
+        drop(link);
+        let _ = connected.send(false);
+        door.disconnected();
+        if lost.taken_over {
+            backoff.give_way();
+        }
+        let pause = backoff.pause(since.map_or(Duration::ZERO, |since| since.elapsed()), fastrand::f64());
+        if let Some(suppressed) = log.allow(since.is_some()) {
+            let (host, reason, seconds) = (&options.host, &lost.reason, pause.as_secs_f32());
+            if lost.taken_over {
+                warn!(
+                    host,
+                    client_id = options.client_id,
+                    "another client uses this client id; give each daemon its own"
+                );
+            }
+            warn!(host, reason, suppressed, "no connection to the MQTT broker; next attempt in {seconds:.1} s");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stopped(&mut stop) => {
+                info!("shutting down without a connection to the MQTT broker");
+                return;
+            }
+        }
+    }
+}
+
+/// Keeps the same complaint from filling the log.
+#[derive(Default)]
+struct LogLimit {
+    last: Option<Instant>,
+    suppressed: u32,
+}
+
+impl LogLimit {
+    /// The number of complaints that were suppressed, when this one may be logged: after a connection that had been up,
+    /// and else once in a while.
+    fn allow(&mut self, was_up: bool) -> Option<u32> {
+        if !was_up && self.last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
+            self.suppressed += 1;
+            return None;
+        }
+        self.last = Some(Instant::now());
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}

@@ -1,0 +1,138 @@
+//! What has to reach the broker, without I/O: an entry leaves the outbox when the broker has acknowledged it, and goes
+//! back to its front when the connection is lost before that. The client library would forget it.
+
+use std::collections::VecDeque;
+
+use super::super::wire::Key;
+
+/// Publishes that may be unacknowledged at once; a broker may allow fewer.
+pub(super) const MAX_IN_FLIGHT: usize = 16;
+
+/// Refusals beyond this number of waiting entries are dropped. Answers are never: there are no more of them than open
+/// requests.
+const MAX_REFUSALS: usize = 256;
+
+/// A publish of QoS 1.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Entry {
+    pub(super) topic: String,
+    pub(super) payload: Vec<u8>,
+    pub(super) retain: bool,
+    pub(super) content_type: Option<&'static str>,
+    pub(super) correlation: Option<Vec<u8>>,
+    /// Code of the failure that the payload tells of, for the user property `error`.
+    pub(super) error: Option<&'static str>,
+    /// The open request that is done when this entry is acknowledged.
+    pub(super) completes: Option<Key>,
+}
+
+/// Entries in the order in which they are sent.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    waiting: VecDeque<Entry>,
+    /// Handed to the client, which has not said their packet ids yet.
+    handed: VecDeque<Entry>,
+    sent: VecDeque<(u16, Entry)>,
+}
+
+impl Outbox {
+    /// Adds an answer or a state.
+    pub(super) fn push(&mut self, entry: Entry) {
+        self.waiting.push_back(entry);
+    }
+
+    /// Adds a refusal; `false` when there are too many already.
+    pub(super) fn push_refusal(&mut self, entry: Entry) -> bool {
+        let room = self.waiting.len() < MAX_REFUSALS;
+        if room {
+            self.waiting.push_back(entry);
+        }
+        room
+    }
+
+    /// The next entry to hand to the client while at most `limit` are unacknowledged.
+    pub(super) fn next(&self, limit: usize) -> Option<&Entry> {
+        let in_flight = self.handed.len() + self.sent.len();
+        if in_flight < limit.min(MAX_IN_FLIGHT) { self.waiting.front() } else { None }
+    }
+
+    /// The entry that [`Outbox::next`] gave was taken by the client.
+    pub(super) fn handed(&mut self) {
+        self.handed.extend(self.waiting.pop_front());
+    }
+
+    /// Drops the entry that [`Outbox::next`] gave.
+    pub(super) fn discard(&mut self) -> Option<Entry> {
+        self.waiting.pop_front()
+    }
+
+    /// The client sent the oldest handed entry under `packet`.
+    pub(super) fn sent(&mut self, packet: u16) {
+        self.sent.extend(self.handed.pop_front().map(|entry| (packet, entry)));
+    }
+
+    /// The broker acknowledged `packet`.
+    pub(super) fn acknowledged(&mut self, packet: u16) -> Option<Entry> {
+        let at = self.sent.iter().position(|(id, _)| *id == packet)?;
+        self.sent.remove(at).map(|(_, entry)| entry)
+    }
+
+    /// The connection is lost: everything unacknowledged waits again, in its old order, except what `keep` rejects.
+    pub(super) fn disconnected(&mut self, keep: impl Fn(&Entry) -> bool) {
+        let again = self.sent.drain(..).map(|(_, entry)| entry).chain(self.handed.drain(..));
+        self.waiting = again.chain(self.waiting.drain(..)).filter(keep).collect();
+    }
+
+    /// Whether everything was acknowledged.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.handed.is_empty() && self.sent.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(topic: &str) -> Entry {
+        Entry { topic: topic.into(), ..Entry::default() }
+    }
+
+    fn hand_over(outbox: &mut Outbox, limit: usize) -> Vec<String> {
+        let mut topics = Vec::new();
+        while let Some(entry) = outbox.next(limit) {
+            topics.push(entry.topic.clone());
+            outbox.handed();
+        }
+        topics
+    }
+
+    #[test]
+    fn what_is_unacknowledged_is_sent_again_in_order() {
+        let mut outbox = Outbox::default();
+        for topic in ["a", "b", "c", "d"] {
+            outbox.push(entry(topic));
+        }
+        assert_eq!(hand_over(&mut outbox, 3), ["a", "b", "c"]);
+        outbox.sent(1);
+        outbox.sent(2);
+        assert_eq!(outbox.acknowledged(1), Some(entry("a")));
+        assert_eq!(outbox.acknowledged(1), None);
+        outbox.disconnected(|_| true);
+        assert_eq!(hand_over(&mut outbox, 9), ["b", "c", "d"]);
+        for packet in 1..=3 {
+            outbox.sent(packet);
+            assert!(!outbox.is_empty());
+            outbox.acknowledged(packet);
+        }
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn refusals_are_bounded_and_answers_are_not() {
+        let mut outbox = Outbox::default();
+        let taken = (0..MAX_REFUSALS + 9).filter(|_| outbox.push_refusal(entry("r"))).count();
+        assert_eq!(taken, MAX_REFUSALS);
+        outbox.push(entry("answer"));
+        assert_eq!(hand_over(&mut outbox, usize::MAX).len(), MAX_IN_FLIGHT);
+    }
+}

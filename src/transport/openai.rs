@@ -1,0 +1,234 @@
+//! OpenAI's chat completions as JSON, without I/O.
+
+use serde_json::{Value, json};
+
+use super::fields::{Fields, messages, unsupported};
+use crate::scheduler::backend::{Finish, Input, InputError, Sampling};
+use crate::scheduler::{Answer, Code, Failure};
+
+/// Fields of the API that change the answer in ways this daemon does not offer, and the values that are harmless.
+const UNSUPPORTED: [(&str, &[&str]); 17] = [
+    ("tools", &["[]"]),
+    ("tool_choice", &["\"none\"", "\"auto\""]),
+    ("functions", &["[]"]),
+    ("function_call", &["\"none\"", "\"auto\""]),
+    ("response_format", &["{\"type\":\"text\"}"]),
+    ("logprobs", &["false"]),
+    ("top_logprobs", &["0"]),
+    ("logit_bias", &["{}"]),
+    ("n", &["1"]),
+    ("best_of", &["1"]),
+    ("frequency_penalty", &["0", "0.0"]),
+    ("presence_penalty", &["0", "0.0"]),
+    ("modalities", &["[\"text\"]"]),
+    ("audio", &[]),
+    ("prediction", &[]),
+    ("web_search_options", &[]),
+    ("reasoning_effort", &[]),
+];
+
+/// A parsed `POST /v1/chat/completions`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatRequest {
+    /// The conversation.
+    pub input: Input,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Whether the answer is wanted in pieces.
+    pub stream: bool,
+    /// Whether a last piece with the token counts is wanted.
+    pub include_usage: bool,
+}
+
+impl ChatRequest {
+    /// Reads a request body.
+    ///
+    /// # Errors
+    ///
+    /// Naming the field that is missing, malformed or not supported.
+    pub fn parse(body: &[u8]) -> Result<ChatRequest, InputError> {
+        let mut fields = Fields::parse(body)?;
+        for (name, harmless) in UNSUPPORTED {
+            if fields.take(name).is_some_and(|value| !harmless.contains(&value.to_string().as_str())) {
+                return Err(unsupported(name));
+            }
+        }
+        let stream = fields.flag("stream")?.unwrap_or(false);
+        let include_usage = match fields.take("stream_options") {
+            None => false,
+            Some(Value::Object(_)) if !stream => {
+                return Err(InputError::new("stream_options", "stream_options: allowed only with \"stream\": true"));
+            }
+            Some(options) => options["include_usage"].as_bool().unwrap_or(false),
+        };
+        let enable_thinking = fields.flag("enable_thinking")?.unwrap_or(false);
+        let messages = messages(fields.take("messages"))?;
+        Ok(ChatRequest {
+            input: Input::Chat { messages, tools: Value::Null, enable_thinking },
+            sampling: fields.sampling()?,
+            stream,
+            include_usage,
+        })
+    }
+}
+
+/// What all pieces of one answer have in common.
+#[derive(Clone, Debug)]
+pub struct Envelope {
+    /// `chatcmpl-…`.
+    pub id: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Name of the model.
+    pub model: String,
+}
+
+impl Envelope {
+    /// The whole answer.
+    pub fn completion(&self, answer: &Answer) -> Value {
+        let mut message = json!({"role": "assistant", "content": answer.text});
+        if !answer.thought.is_empty() {
+            message["reasoning_content"] = json!(answer.thought);
+        }
+        let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish(answer.finish)});
+        let mut value = self.object("chat.completion", json!([choice]));
+        value["usage"] = usage(answer);
+        value["seed"] = json!(answer.seed);
+        value["timings"] = timings(answer);
+        value
+    }
+
+    /// The first piece: who speaks.
+    pub fn role(&self) -> Value {
+        self.chunk(json!({"role": "assistant", "content": ""}), None)
+    }
+
+    /// A piece of the answer.
+    pub fn text(&self, text: &str) -> Value {
+        self.chunk(json!({"content": text}), None)
+    }
+
+    /// A piece of what the model thinks.
+    pub fn thought(&self, text: &str) -> Value {
+        self.chunk(json!({"reasoning_content": text}), None)
+    }
+
+    /// The piece that says why the answer ended.
+    pub fn finish(&self, answer: &Answer) -> Value {
+        self.chunk(json!({}), Some(finish(answer.finish)))
+    }
+
+    /// The piece with the token counts.
+    pub fn usage(&self, answer: &Answer) -> Value {
+        let mut value = self.object("chat.completion.chunk", json!([]));
+        value["usage"] = usage(answer);
+        value["seed"] = json!(answer.seed);
+        value["timings"] = timings(answer);
+        value
+    }
+
+    fn chunk(&self, delta: Value, finish: Option<&str>) -> Value {
+        self.object("chat.completion.chunk", json!([{"index": 0, "delta": delta, "finish_reason": finish}]))
+    }
+
+    fn object(&self, object: &str, choices: Value) -> Value {
+        json!({"id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices})
+    }
+}
+
+/// `stop` or `length`.
+pub fn finish(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop | Finish::Cancelled => "stop",
+        Finish::Length => "length",
+    }
+}
+
+/// Token counts.
+pub fn usage(answer: &Answer) -> Value {
+    let (prompt, completion) = (answer.prompt_tokens, answer.completion_tokens);
+    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+}
+
+/// Where the time went, in milliseconds and tokens per second.
+pub fn timings(answer: &Answer) -> Value {
+    let t = &answer.timings;
+    let round = |x: f64| (x * 100.0).round() / 100.0;
+    json!({
+        "queue_ms": t.queue.as_millis() as u64,
+        "prefill_ms": t.prefill.as_millis() as u64,
+        "decode_ms": t.decode.as_millis() as u64,
+        "prefill_per_s": round(t.prefill_per_s),
+        "decode_per_s": round(t.decode_per_s),
+    })
+}
+
+/// Status and body of a failure.
+pub fn failure(failure: &Failure) -> (u16, Value) {
+    let (status, code) = match failure.code {
+        Code::BadRequest | Code::DuplicateMismatch => (400, failure.code.name()),
+        // The name that OpenAI's clients know.
+        Code::TooLarge => (400, "context_length_exceeded"),
+        Code::Busy | Code::ShuttingDown | Code::Cancelled => (503, failure.code.name()),
+        Code::Expired => (504, failure.code.name()),
+        Code::Internal => (500, failure.code.name()),
+    };
+    (status, error(status, code, &failure.message, failure.param.as_deref()))
+}
+
+/// An error in OpenAI's shape.
+pub fn error(status: u16, code: &str, message: &str, param: Option<&str>) -> Value {
+    let kind = if status < 500 { "invalid_request_error" } else { "server_error" };
+    json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(extra: &str) -> Result<ChatRequest, InputError> {
+        ChatRequest::parse(
+            format!(r#"{{"model":"any","messages":[{{"role":"user","content":"hi"}}]{extra}}}"#).as_bytes(),
+        )
+    }
+
+    #[test]
+    fn known_and_unsupported_fields_are_refused_by_name() {
+        for (extra, param) in [
+            (r#","tools":[{"type":"function"}]"#, "tools"),
+            (r#","tool_choice":"required""#, "tool_choice"),
+            (r#","response_format":{"type":"json_object"}"#, "response_format"),
+            (r#","logprobs":true"#, "logprobs"),
+            (r#","n":2"#, "n"),
+            (r#","logit_bias":{"1":5}"#, "logit_bias"),
+            (r#","audio":{}"#, "audio"),
+            (r#","presence_penalty":0.5"#, "presence_penalty"),
+            (r#","stream_options":{"include_usage":true}"#, "stream_options"),
+            (r#","stream":"yes""#, "stream"),
+        ] {
+            assert_eq!(with(extra).unwrap_err().param.as_deref(), Some(param), "{extra}");
+        }
+    }
+
+    #[test]
+    fn harmless_values_and_unknown_fields_pass() {
+        let plain = with("").unwrap();
+        assert!(!plain.stream && !plain.include_usage);
+        let extra = r#","tools":[],"n":1,"response_format":{"type":"text"},"logprobs":false,"user":"u","presence_penalty":0,
+                      "tool_choice":null,"anything":{"else":[]}"#;
+        assert_eq!(with(extra).unwrap(), plain);
+        let streamed =
+            with(r#","stream":true,"stream_options":{"include_usage":true},"enable_thinking":true"#).unwrap();
+        assert!(streamed.stream && streamed.include_usage);
+        assert!(matches!(streamed.input, Input::Chat { enable_thinking: true, .. }));
+    }
+
+    #[test]
+    fn failures_have_openais_shape() {
+        let busy = Failure { retry_after_s: Some(3), ..Failure::new(Code::Busy, "full") };
+        let (status, body) = failure(&busy);
+        assert_eq!(status, 503);
+        assert_eq!(body, json!({"error": {"message": "full", "type": "server_error", "param": null, "code": "busy"}}));
+        assert_eq!(failure(&Failure::new(Code::TooLarge, "")).0, 400);
+    }
+}

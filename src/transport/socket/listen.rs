@@ -1,0 +1,172 @@
+//! The socket's file: taken over only when nobody answers behind it, removed only when it is still this one.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{Group, chown};
+use tokio::net::{UnixListener, UnixStream};
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody answers behind the path.
+    #[error("socket {0}: another process is listening there; stop it or choose another path")]
+    InUse(PathBuf),
+    /// The path belongs to something else.
+    #[error("socket {0}: exists and is not a socket; remove it or choose another path")]
+    NotASocket(PathBuf),
+    /// The group does not exist.
+    #[error("socket {path}: there is no group {group:?}; create it or change `group` in the section [socket]")]
+    NoGroup {
+        /// Path of the socket.
+        path: PathBuf,
+        /// The name that was looked up.
+        group: String,
+    },
+    /// Anything else.
+    #[error("socket {path}: cannot {action}: {source}")]
+    Io {
+        /// Path of the socket.
+        path: PathBuf,
+        /// What failed.
+        action: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
+}
+
+/// A listening socket that removes its file when it is dropped.
+#[derive(Debug)]
+pub struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file.
+    identity: (u64, u64),
+}
+
+impl Listener {
+    /// Listens at `path`, with `mode` and `group` in force before the first connection can be made. Needs a runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the path is taken or the file cannot be made.
+    pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<Listener, BindError> {
+        let failed = |action: &'static str| move |source| BindError::Io { path: path.to_owned(), action, source };
+        probe(path)?;
+        let gid = match group {
+            None => None,
+            Some(name) => match Group::from_name(name).map_err(io::Error::from).map_err(failed("look up its group"))? {
+                Some(group) => Some(group.gid),
+                None => return Err(BindError::NoGroup { path: path.to_owned(), group: name.to_owned() }),
+            },
+        };
+        // Made under another name and renamed when its permissions are right: there is no moment at which it is open
+        // to everybody, and a stale file is replaced without a gap.
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(".new");
+        let fresh = PathBuf::from(fresh);
+        probe(&fresh)?;
+        let _ = fs::remove_file(&fresh);
+        let listener = UnixListener::bind(&fresh).map_err(failed("listen (does the directory exist?)"))?;
+        let finish = || {
+            if gid.is_some() {
+                chown(&fresh, None, gid).map_err(io::Error::from).map_err(failed("set its group"))?;
+            }
+            fs::set_permissions(&fresh, fs::Permissions::from_mode(mode)).map_err(failed("set its mode"))?;
+            fs::rename(&fresh, path).map_err(failed("put it in its place"))?;
+            fs::symlink_metadata(path).map_err(failed("look at it"))
+        };
+        match finish() {
+            Ok(file) => Ok(Listener { listener, path: path.to_owned(), identity: (file.dev(), file.ino()) }),
+            Err(error) => {
+                let _ = fs::remove_file(&fresh);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Ok(file) = fs::symlink_metadata(&self.path)
+            && (file.dev(), file.ino()) == self.identity
+        {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether `path` may be taken: nothing is there, or a socket behind which nobody listens.
+fn probe(path: &Path) -> Result<(), BindError> {
+    let failed = |action| move |source| BindError::Io { path: path.to_owned(), action, source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("look at it")(error)),
+        Ok(file) if !file.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
+        Ok(_) => {}
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(BindError::InUse(path.to_owned())),
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(()),
+        Err(error) => Err(failed("find out whether it is in use")(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(path: &Path) -> Result<Listener, BindError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        Listener::bind(path, 0o640, None)
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_the_own_one_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let listener = bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_in_use_or_no_socket_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(matches!(bind(&path), Err(BindError::InUse(_))));
+        drop(other);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(bind(&path), Err(BindError::NotASocket(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn the_file_of_a_successor_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _successor = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        drop(listener);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn an_unknown_group_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Listener::bind(&dir.path().join("s"), 0o660, Some("no-such-group-here")).unwrap_err();
+        assert!(error.to_string().contains("no-such-group-here"), "{error}");
+    }
+}

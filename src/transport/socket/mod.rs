@@ -1,0 +1,119 @@
+//! HTTP/1.1 over a Unix socket.
+//!
+//! `listen` owns the file, `http` the routes, `body` the answers that are sent while they are made.
+
+mod body;
+mod http;
+mod listen;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+use super::stopped;
+
+pub use http::Service;
+pub use listen::{BindError, Listener};
+
+/// Connections beyond the limit that are told so; those beyond these wait in the kernel's backlog.
+const REFUSALS: usize = 8;
+
+/// Time that a refused connection has to send its request and read the refusal.
+const REFUSAL_TIME: Duration = Duration::from_secs(5);
+
+/// Bounds of the connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections that are served at once.
+    pub connections: usize,
+    /// Time for a request's head, and again for its body.
+    pub header_timeout: Duration,
+    /// Most bytes of a request's body.
+    pub body_bytes: usize,
+    /// Time for an answer, the queue included.
+    pub request_timeout: Duration,
+}
+
+/// Serves connections until `stop` turns true, then gives those that are busy `grace` to end.
+pub async fn serve(listener: Listener, service: Service, mut stop: watch::Receiver<bool>, grace: Duration) {
+    let limits = service.limits();
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
+    let (router, full) = (http::router(service), http::refusing_router());
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let stream = tokio::select! {
+            stream = listener.accept() => match stream {
+                Ok(stream) => stream,
+                Err(error) => {
+                    // Out of file descriptors or memory: what is being served will give some back.
+                    warn!(%error, "cannot accept on the socket");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    continue;
+                }
+            },
+            () = stopped(&mut stop) => break,
+        };
+        match place(&places, &refusals).await {
+            Place::Served(permit) => {
+                connections.spawn(connection(stream, router.clone(), limits, permit, stop.clone()))
+            }
+            Place::Refused(permit) => {
+                let served = connection(stream, full.clone(), limits, permit, stop.clone());
+                connections.spawn(async move {
+                    let _ = tokio::time::timeout(REFUSAL_TIME, served).await;
+                })
+            }
+        };
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(grace, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+enum Place {
+    Served(OwnedSemaphorePermit),
+    Refused(OwnedSemaphorePermit),
+}
+
+async fn place(places: &Arc<Semaphore>, refusals: &Arc<Semaphore>) -> Place {
+    if let Ok(permit) = Arc::clone(places).try_acquire_owned() {
+        return Place::Served(permit);
+    }
+    tokio::select! {
+        biased;
+        Ok(permit) = Arc::clone(refusals).acquire_owned() => Place::Refused(permit),
+        Ok(permit) = Arc::clone(places).acquire_owned() => Place::Served(permit),
+        // Semaphores that are never closed cannot fail.
+        else => std::future::pending().await,
+    }
+}
+
+async fn connection(
+    stream: UnixStream,
+    router: axum::Router,
+    limits: Limits,
+    _place: OwnedSemaphorePermit,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(64 * 1024);
+    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(served);
+    let result = tokio::select! {
+        result = served.as_mut() => result,
+        () = stopped(&mut stop) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
+        debug!(%error, "connection ended early");
+    }
+}

@@ -1,0 +1,388 @@
+//! MQTT payloads and topics, without I/O.
+//!
+//! Below `<base>/<node>/`:
+//!
+//! ```text
+//! state                      retained  online | offline (last will)
+//! info                       retained  JSON: version, model, limits
+//! req/<client>/<id>          in        plain text, or a JSON object
+//! req/<client>/<id>/cancel   in        any payload
+//! res/<client>/<id>          out       the answer, QoS 1; JSON for JSON, plain text for plain text
+//! res/<client>/<id>/ev       out       queued, started, prefill, ended: JSON, QoS 0
+//! res/<client>/<id>/tok      out       pieces of the answer, QoS 0, for JSON requests with "stream": true
+//! ```
+//!
+//! A payload is JSON when its content type says `application/json`, plain text when it says `text/…`; without a content
+//! type it is JSON when its first character is `{`.
+
+use serde_json::{Value, json};
+
+use super::fields::{Fields, conversation, messages};
+use super::openai;
+use crate::scheduler::backend::{Input, InputError, Sampling};
+use crate::scheduler::{Answer, Failure};
+
+/// Longest client name or request id, in bytes.
+pub const MAX_NAME: usize = 128;
+
+/// Longest Response Topic, in bytes.
+pub const MAX_TOPIC: usize = 512;
+
+/// Longest Correlation Data, in bytes.
+pub const MAX_CORRELATION: usize = 1024;
+
+/// Who asked, and under which name: the last two levels of the request's topic.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Name of the requesting client.
+    pub client: String,
+    /// The client's name for the request.
+    pub id: String,
+}
+
+impl Key {
+    /// `client/id`, as it stands in topics and logs.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.client, self.id)
+    }
+}
+
+/// What a topic of the request tree asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// An answer.
+    Answer(Key),
+    /// That a request be taken back.
+    Cancel(Key),
+}
+
+/// The topics of one daemon.
+#[derive(Clone, Debug)]
+pub struct Topics {
+    root: String,
+}
+
+impl Topics {
+    /// The topics below `base/node/`.
+    pub fn new(base: &str, node: &str) -> Topics {
+        Topics { root: format!("{base}/{node}") }
+    }
+
+    /// Retained `online` or `offline`.
+    pub fn state(&self) -> String {
+        format!("{}/state", self.root)
+    }
+
+    /// Retained facts.
+    pub fn info(&self) -> String {
+        format!("{}/info", self.root)
+    }
+
+    /// What the daemon subscribes to.
+    pub fn filters(&self) -> [String; 2] {
+        [format!("{}/req/+/+", self.root), format!("{}/req/+/+/cancel", self.root)]
+    }
+
+    /// Where the answer goes unless the request names another topic.
+    pub fn response(&self, key: &Key) -> String {
+        format!("{}/res/{}", self.root, key.path())
+    }
+
+    /// Where the events go.
+    pub fn events(&self, key: &Key) -> String {
+        format!("{}/res/{}/ev", self.root, key.path())
+    }
+
+    /// Where the pieces go.
+    pub fn tokens(&self, key: &Key) -> String {
+        format!("{}/res/{}/tok", self.root, key.path())
+    }
+
+    /// Reads the topic of an incoming message; `None` when it is none of the request tree's.
+    pub fn asked(&self, topic: &str) -> Option<Asked> {
+        let path = topic.strip_prefix(self.root.as_str())?.strip_prefix("/req/")?;
+        let mut levels = path.split('/');
+        let mut name = || levels.next().filter(|name| (1..=MAX_NAME).contains(&name.len())).map(str::to_owned);
+        let key = Key { client: name()?, id: name()? };
+        match (levels.next(), levels.next()) {
+            (None, _) => Some(Asked::Answer(key)),
+            (Some("cancel"), None) => Some(Asked::Cancel(key)),
+            _ => None,
+        }
+    }
+
+    /// Whether an answer may be sent to the Response Topic that a request names: a plain topic, none of the broker's own
+    /// (`$…`), and none of this daemon's except below `res/`, so that no answer can become a request or a state.
+    ///
+    /// # Errors
+    ///
+    /// Saying what is wrong with it.
+    pub fn check_response_topic(&self, topic: &str) -> Result<(), InputError> {
+        let refuse = |why: String| Err(InputError::new("response_topic", format!("Response Topic: {why}")));
+        if topic.is_empty() || topic.len() > MAX_TOPIC {
+            return refuse(format!("expected 1 to {MAX_TOPIC} bytes, found {}", topic.len()));
+        }
+        if topic.contains(['+', '#']) || topic.contains(char::is_control) {
+            return refuse("wildcards and control characters are not allowed".into());
+        }
+        if topic.starts_with('$') {
+            return refuse("topics that start with $ belong to the broker".into());
+        }
+        // The daemon's tree is recognised at any depth: a broker's bridge or mount point may put levels before it.
+        let own = format!("/{}/", self.root);
+        let slashed = format!("/{topic}/");
+        if let Some(at) = slashed.find(&own)
+            && !slashed[at + own.len()..].starts_with("res/")
+        {
+            return refuse(format!("below {}/ only res/ may be answered to", self.root));
+        }
+        if topic.split('/').any(|level| level == "req") {
+            return refuse("a level named req would make the answer a request".into());
+        }
+        Ok(())
+    }
+}
+
+/// The form of a request, and so of its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A JSON object.
+    Json,
+    /// Text only.
+    Text,
+}
+
+impl Form {
+    /// The form of a payload.
+    pub fn of(content_type: Option<&str>, payload: &[u8]) -> Form {
+        match content_type {
+            Some(kind) if kind.starts_with("application/json") => Form::Json,
+            Some(kind) if kind.starts_with("text/") => Form::Text,
+            _ if payload.trim_ascii_start().starts_with(b"{") => Form::Json,
+            _ => Form::Text,
+        }
+    }
+
+    /// The content type of answers in this form.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Form::Json => "application/json",
+            Form::Text => "text/plain; charset=utf-8",
+        }
+    }
+}
+
+/// A request as it came over MQTT.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WireRequest {
+    /// The prompt.
+    pub input: Input,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Whether pieces of the answer are wanted.
+    pub stream: bool,
+    /// Seconds until the answer is no longer wanted.
+    pub timeout_s: Option<u64>,
+}
+
+impl WireRequest {
+    /// Reads a payload. JSON has either `prompt` (with `system`, or with `raw` to continue text) or `messages`, and the
+    /// sampling fields of the HTTP API.
+    ///
+    /// # Errors
+    ///
+    /// Naming the field that is missing or malformed.
+    pub fn parse(form: Form, payload: &[u8]) -> Result<WireRequest, InputError> {
+        match form {
+            Form::Text => Self::parse_text(payload),
+            Form::Json => Self::parse_json(payload),
+        }
+    }
+
+    fn parse_text(payload: &[u8]) -> Result<WireRequest, InputError> {
+        let text = std::str::from_utf8(payload)
+            .map_err(|error| InputError::new("payload", format!("the payload is not UTF-8: {error}")))?;
+        if text.trim().is_empty() {
+            return Err(InputError::new("payload", "the payload is empty; expected a prompt"));
+        }
+        let input = conversation(None, text, false);
+        Ok(WireRequest { input, sampling: Sampling::default(), stream: false, timeout_s: None })
+    }
+
+    fn parse_json(payload: &[u8]) -> Result<WireRequest, InputError> {
+        let mut fields = Fields::parse(payload)?;
+        let enable_thinking = fields.flag("enable_thinking")?.unwrap_or(false);
+        let raw = fields.flag("raw")?.unwrap_or(false);
+        let system = fields.text("system")?;
+        let input = match (fields.text("prompt")?, fields.take("messages")) {
+            (Some(_), Some(_)) => return Err(InputError::new("prompt", "prompt: not together with messages")),
+            (Some(_), None) if raw && system.is_some() => {
+                return Err(InputError::new("system", "system: not together with \"raw\": true"));
+            }
+            (Some(prompt), None) if raw => Input::Raw(prompt),
+            (Some(prompt), None) => conversation(system.as_deref(), &prompt, enable_thinking),
+            (None, _) if system.is_some() => {
+                return Err(InputError::new("system", "system: only together with prompt; use a message of that role"));
+            }
+            (None, None) => return Err(InputError::new("prompt", "prompt: missing (or messages)")),
+            (None, given) => Input::Chat { messages: messages(given)?, tools: Value::Null, enable_thinking },
+        };
+        Ok(WireRequest {
+            input,
+            stream: fields.flag("stream")?.unwrap_or(false),
+            timeout_s: fields.integer("timeout_s", 1..=86_400)?,
+            sampling: fields.sampling()?,
+        })
+    }
+}
+
+/// The payload of a final answer.
+pub fn answer(form: Form, key: &Key, model: &str, answer: &Answer) -> Vec<u8> {
+    match form {
+        Form::Text => answer.text.clone().into_bytes(),
+        Form::Json => {
+            let mut value = json!({
+                "id": key.id,
+                "model": model,
+                "text": answer.text,
+                "finish_reason": openai::finish(answer.finish),
+                "usage": openai::usage(answer),
+                "seed": answer.seed,
+                "timings": openai::timings(answer),
+            });
+            if !answer.thought.is_empty() {
+                value["thought"] = json!(answer.thought);
+            }
+            value.to_string().into_bytes()
+        }
+    }
+}
+
+/// The payload of a refusal. A plain-text one starts with `error` and the code; its MQTT 5 user property `error` tells
+/// it from an answer with the same words.
+pub fn failure(form: Form, key: &Key, failure: &Failure) -> Vec<u8> {
+    match form {
+        Form::Text => format!("error {failure}").into_bytes(),
+        Form::Json => json!({"id": key.id, "error": error(failure)}).to_string().into_bytes(),
+    }
+}
+
+fn error(failure: &Failure) -> Value {
+    let mut error = json!({"code": failure.code.name(), "message": failure.message});
+    if let Some(param) = &failure.param {
+        error["param"] = json!(param);
+    }
+    if let Some(seconds) = failure.retry_after_s {
+        error["retry_after_s"] = json!(seconds);
+    }
+    error
+}
+
+/// The payload of the event that ends a request.
+pub fn ended(result: &Result<Answer, Failure>) -> Value {
+    match result {
+        Ok(answer) => json!({
+            "event": "ended",
+            "finish_reason": openai::finish(answer.finish),
+            "usage": openai::usage(answer),
+            "timings": openai::timings(answer),
+        }),
+        Err(failure) => json!({"event": "ended", "error": error(failure)}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::Code;
+
+    fn topics() -> Topics {
+        Topics::new("home/emberd", "pi")
+    }
+
+    #[test]
+    fn request_topics_are_read() {
+        let key = Key { client: "c".into(), id: "7".into() };
+        assert_eq!(topics().asked("home/emberd/pi/req/c/7"), Some(Asked::Answer(key.clone())));
+        assert_eq!(topics().asked("home/emberd/pi/req/c/7/cancel"), Some(Asked::Cancel(key)));
+        for other in
+            ["home/emberd/pi/req/c", "home/emberd/pi/req/c/", "home/emberd/pi/req//7", "home/emberd/pi/req/c/7/x"]
+        {
+            assert_eq!(topics().asked(other), None, "{other}");
+        }
+        assert_eq!(topics().asked("home/emberd/pi/req/c/7/cancel/x"), None);
+        assert_eq!(topics().asked("home/emberd/pie/req/c/7"), None);
+        assert_eq!(topics().asked(&format!("home/emberd/pi/req/c/{}", "x".repeat(MAX_NAME + 1))), None);
+    }
+
+    #[test]
+    fn hostile_response_topics_are_refused() {
+        for topic in [
+            "",
+            "a/+/b",
+            "a/#",
+            "#",
+            "$SYS/broker",
+            "$share/group/x",
+            "nul\0",
+            "home/emberd/pi/req/c/8",
+            "home/emberd/pi/state",
+            "home/emberd/pi/info",
+            "home/emberd/pi",
+            "home/emberd/other/req/c/8",
+            "mount/home/emberd/pi/state",
+            &"x".repeat(MAX_TOPIC + 1),
+        ] {
+            assert!(topics().check_response_topic(topic).is_err(), "{topic:?}");
+        }
+        for topic in ["a", "replies/c/7", "home/emberd/pi/res/c/7", "home/emberd/pie/x", "a/$b"] {
+            assert_eq!(topics().check_response_topic(topic), Ok(()), "{topic}");
+        }
+    }
+
+    #[test]
+    fn the_form_follows_content_type_or_the_first_character() {
+        assert_eq!(Form::of(None, b" \n{\"prompt\""), Form::Json);
+        assert_eq!(Form::of(None, b"why {is} this"), Form::Text);
+        assert_eq!(Form::of(Some("text/plain"), b"{}"), Form::Text);
+        assert_eq!(Form::of(Some("application/json; charset=utf-8"), b"x"), Form::Json);
+    }
+
+    #[test]
+    fn requests_are_read() {
+        let text = WireRequest::parse(Form::Text, "Grüße".as_bytes()).unwrap();
+        assert_eq!(text.input, conversation(None, "Grüße", false));
+        let json = br#"{"prompt":"p","system":"s","stream":true,"timeout_s":5,"max_tokens":3,"more":1}"#;
+        let request = WireRequest::parse(Form::Json, json).unwrap();
+        assert_eq!(request.input, conversation(Some("s"), "p", false));
+        assert_eq!((request.stream, request.timeout_s, request.sampling.max_tokens), (true, Some(5), Some(3)));
+        let raw = WireRequest::parse(Form::Json, br#"{"prompt":"p","raw":true}"#).unwrap();
+        assert_eq!(raw.input, Input::Raw("p".into()));
+    }
+
+    #[test]
+    fn malformed_requests_are_refused_by_field() {
+        for (payload, param) in [
+            (&b"{}"[..], Some("prompt")),
+            (b"{\"prompt\":1}", Some("prompt")),
+            (b"{\"prompt\":\"a\",\"messages\":[]}", Some("prompt")),
+            (b"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"system\":\"s\"}", Some("system")),
+            (b"{\"prompt\":\"a\",\"timeout_s\":0}", Some("timeout_s")),
+            (b"{\"prompt\":", None),
+        ] {
+            let error = WireRequest::parse(Form::Json, payload).unwrap_err();
+            assert_eq!(error.param.as_deref(), param, "{}", String::from_utf8_lossy(payload));
+        }
+        assert!(WireRequest::parse(Form::Text, b"\xff\xfe").is_err());
+        assert!(WireRequest::parse(Form::Text, b" \n").is_err());
+    }
+
+    #[test]
+    fn failures_keep_the_form() {
+        let key = Key { client: "c".into(), id: "7".into() };
+        let busy = Failure { retry_after_s: Some(4), ..Failure::new(Code::Busy, "full") };
+        assert_eq!(failure(Form::Text, &key, &busy), b"error busy: full");
+        let value: Value = serde_json::from_slice(&failure(Form::Json, &key, &busy)).unwrap();
+        assert_eq!(value, json!({"id": "7", "error": {"code": "busy", "message": "full", "retry_after_s": 4}}));
+    }
+}

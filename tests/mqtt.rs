@@ -1,0 +1,429 @@
+//! The MQTT door, with a real mosquitto.
+
+mod common;
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use common::{Daemon, PATIENCE, Response, wait_for};
+use nix::sys::signal::Signal;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
+use rumqttc::v5::{Client, Event, MqttOptions};
+use serde_json::{Value, json};
+
+#[test]
+#[ignore = "started by the other tests as their daemon"]
+fn daemon_child() {
+    common::daemon_child();
+}
+
+/// A broker of one's own.
+struct Broker {
+    child: Child,
+    port: u16,
+    dir: tempfile::TempDir,
+}
+
+impl Broker {
+    fn start() -> Broker {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Broker::start_at(port, "")
+    }
+
+    fn start_at(port: u16, more: &str) -> Broker {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mosquitto.conf");
+        std::fs::write(&file, format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{more}\n"))
+            .unwrap();
+        let mut command = Command::new("/usr/sbin/mosquitto");
+        let child = command.arg("-c").arg(file).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.expect("mosquitto is needed for this test (Debian package mosquitto)");
+        wait_for("mosquitto", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+        Broker { child, port, dir }
+    }
+
+    /// Settings of a daemon that uses this broker.
+    fn settings(&self, more: &str) -> String {
+        format!(
+            "[mqtt]\nenabled = true\nhost = \"127.0.0.1\"\nport = {}\nnode = \"n\"\nbatch_ms = 20\n{more}\n",
+            self.port
+        )
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = &self.dir;
+    }
+}
+
+/// A client that has subscribed.
+struct Peer {
+    client: Client,
+    inbox: Receiver<Publish>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Peer {
+    fn connect(port: u16, name: &str, filter: &str) -> Peer {
+        let mut options = MqttOptions::new(name, "127.0.0.1", port);
+        options.set_keep_alive(Duration::from_secs(60)).set_max_packet_size(Some(1 << 20)).set_connection_timeout(60);
+        let (client, mut connection) = Client::new(options, 64);
+        let (sender, inbox) = channel();
+        let (subscribed, ready) = channel();
+        let thread = std::thread::spawn(move || {
+            for event in connection.iter() {
+                match event {
+                    Ok(Event::Incoming(Packet::Publish(publish))) => drop(sender.send(publish)),
+                    Ok(Event::Incoming(Packet::SubAck(_))) => drop(subscribed.send(())),
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        client.subscribe(filter, QoS::AtLeastOnce).unwrap();
+        ready.recv_timeout(PATIENCE).expect("a subscription");
+        Peer { client, inbox, thread: Some(thread) }
+    }
+
+    fn send(&self, topic: &str, payload: impl Into<Vec<u8>>) {
+        self.client.publish(topic, QoS::AtLeastOnce, false, payload.into()).unwrap();
+    }
+
+    fn send_with(&self, topic: &str, payload: &str, properties: PublishProperties) {
+        let payload = payload.as_bytes().to_vec();
+        self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties).unwrap();
+    }
+
+    /// The next message on a topic; others before it are dropped.
+    fn next_on(&self, topic: &str) -> Publish {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let publish = self.inbox.recv_timeout(left).unwrap_or_else(|_| panic!("nothing on {topic}"));
+            if publish.topic == topic {
+                return publish;
+            }
+        }
+    }
+
+    fn text_on(&self, topic: &str) -> String {
+        String::from_utf8(self.next_on(topic).payload.to_vec()).unwrap()
+    }
+
+    fn json_on(&self, topic: &str) -> Value {
+        serde_json::from_str(&self.text_on(topic)).unwrap()
+    }
+
+    /// Waits for a retained or new state.
+    fn wait_state(&self, word: &str) {
+        while self.text_on("emberd/n/state") != word {}
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.client.disconnect();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn both(more: &str) -> (Broker, Daemon, Peer) {
+    let broker = Broker::start();
+    let daemon = Daemon::start(&broker.settings(more));
+    let peer = Peer::connect(broker.port, "peer", "#");
+    peer.wait_state("online");
+    (broker, daemon, peer)
+}
+
+#[test]
+fn text_for_text_and_json_for_json() {
+    let (broker, daemon, peer) = both("");
+    peer.send("emberd/n/req/peer/1", "Grüß dich");
+    let answer = peer.next_on("emberd/n/res/peer/1");
+    assert_eq!(answer.payload, "You said: Grüß dich".as_bytes());
+    assert!(!answer.retain && answer.qos == QoS::AtLeastOnce);
+    peer.send("emberd/n/req/peer/2", json!({"prompt": "@think", "system": "short", "seed": 5}).to_string());
+    let answer = peer.json_on("emberd/n/res/peer/2");
+    assert_eq!((&answer["id"], &answer["text"]), (&"2".into(), &"You said: short|@think".into()));
+    assert_eq!((&answer["thought"], &answer["seed"]), (&"let me see".into(), &5.into()));
+    assert_eq!((&answer["finish_reason"], &answer["usage"]["prompt_tokens"]), (&"stop".into(), &12.into()));
+    // QoS 0 by a program of mosquitto's, as a small device would do it.
+    let port = broker.port.to_string();
+    let sent = Command::new("mosquitto_pub")
+        .args(["-h", "127.0.0.1", "-p", &port, "-t", "emberd/n/req/esp/a", "-m", "on or off?", "-q", "0"])
+        .status();
+    assert!(sent.expect("mosquitto_pub is needed for this test (Debian package mosquitto-clients)").success());
+    assert_eq!(peer.text_on("emberd/n/res/esp/a"), "You said: on or off?");
+    // Both doors lead to the same model.
+    assert_eq!(daemon.post("/v1/prompt", "over there").body, "You said: over there");
+}
+
+#[test]
+fn events_and_pieces() {
+    let (_broker, daemon, peer) = both("");
+    peer.send("emberd/n/req/peer/1", r#"{"prompt":"one @hold","stream":true}"#);
+    daemon.wait_journal("start one @hold");
+    peer.send("emberd/n/req/peer/2", r#"{"prompt":"two"}"#);
+    assert_eq!(peer.json_on("emberd/n/res/peer/2/ev"), json!({"event": "queued", "position": 1}));
+    daemon.release();
+    let (mut text, mut seen) = (String::new(), Vec::new());
+    loop {
+        let publish = peer.inbox.recv_timeout(PATIENCE).unwrap();
+        let value: Value = serde_json::from_slice(&publish.payload).unwrap();
+        match std::str::from_utf8(&publish.topic).unwrap() {
+            "emberd/n/res/peer/1/tok" => text.push_str(value["text"].as_str().unwrap()),
+            "emberd/n/res/peer/2/ev" => seen.push(value["event"].as_str().unwrap().to_owned()),
+            "emberd/n/res/peer/2" => break assert_eq!(value["text"], "You said: two"),
+            _ => {}
+        }
+    }
+    assert_eq!(text, "You said: one @hold");
+    assert!(seen.contains(&"started".into()) && seen.contains(&"ended".into()), "{seen:?}");
+}
+
+#[test]
+fn response_topic_and_correlation_data_are_honoured() {
+    let (_broker, _daemon, peer) = both("");
+    let properties = |topic: &str| PublishProperties {
+        response_topic: Some(topic.into()),
+        correlation_data: Some(vec![0, 255, 7].into()),
+        ..PublishProperties::default()
+    };
+    peer.send_with("emberd/n/req/peer/1", "hi", properties("my/inbox"));
+    let answer = peer.next_on("my/inbox");
+    assert_eq!(answer.payload, b"You said: hi"[..]);
+    let answered = answer.properties.unwrap();
+    assert_eq!(answered.correlation_data.unwrap()[..], [0, 255, 7]);
+    assert_eq!(answered.content_type.unwrap(), "text/plain; charset=utf-8");
+
+    for (id, hostile) in ["emberd/n/req/peer/loop", "emberd/n/state", "$SYS/x", "other/m/req/a/b"].iter().enumerate() {
+        peer.send_with(&format!("emberd/n/req/peer/h{id}"), "hi", properties(hostile));
+        let refusal = peer.next_on(&format!("emberd/n/res/peer/h{id}"));
+        assert!(refusal.payload.starts_with(b"error bad_request: Response Topic"), "{refusal:?}");
+        assert!(refusal.properties.unwrap().user_properties.contains(&("error".into(), "bad_request".into())));
+    }
+    let long = PublishProperties { correlation_data: Some(vec![1; 2000].into()), ..PublishProperties::default() };
+    peer.send_with("emberd/n/req/peer/long", "hi", long);
+    assert!(peer.text_on("emberd/n/res/peer/long").starts_with("error bad_request: Correlation Data"));
+}
+
+#[test]
+fn malformed_requests_are_refused() {
+    let (_broker, _daemon, peer) = both("");
+    for (id, payload, param) in
+        [("a", "{\"prompt\":", Value::Null), ("b", "{\"prompt\":3}", "prompt".into()), ("c", "{}", "prompt".into())]
+    {
+        peer.send(&format!("emberd/n/req/peer/{id}"), payload);
+        let answer = peer.json_on(&format!("emberd/n/res/peer/{id}"));
+        assert_eq!((&answer["error"]["code"], &answer["error"]["param"]), (&"bad_request".into(), &param), "{payload}");
+    }
+    peer.send("emberd/n/req/peer/d", &b"\xff\xfe"[..]);
+    assert!(peer.text_on("emberd/n/res/peer/d").starts_with("error bad_request"));
+    peer.send("emberd/n/req/peer/e", "x".repeat(5000));
+    assert!(peer.text_on("emberd/n/res/peer/e").starts_with("error too_large"));
+}
+
+#[test]
+fn retained_requests_are_ignored() {
+    let broker = Broker::start();
+    let early = Peer::connect(broker.port, "early", "none");
+    early.client.publish("emberd/n/req/early/1", QoS::AtLeastOnce, true, "before the start").unwrap();
+    let daemon = Daemon::start(&broker.settings(""));
+    let peer = Peer::connect(broker.port, "peer", "#");
+    peer.wait_state("online");
+    peer.client.publish("emberd/n/req/peer/2", QoS::AtLeastOnce, true, "while it runs").unwrap();
+    peer.send("emberd/n/req/peer/3", "a real one");
+    assert_eq!(peer.text_on("emberd/n/res/peer/3"), "You said: a real one");
+    assert_eq!(daemon.journal(), "start a real one\nend a real one Ok(Stop)\n");
+}
+
+#[test]
+fn state_and_info_are_retained_and_the_will_says_offline() {
+    let (broker, daemon, peer) = both("max_packet_bytes = 5000");
+    let late = Peer::connect(broker.port, "late", "emberd/n/+");
+    let (mut info, mut state) = (Value::Null, String::new());
+    while info.is_null() || state.is_empty() {
+        let publish = late.inbox.recv_timeout(PATIENCE).unwrap();
+        assert!(publish.retain);
+        match std::str::from_utf8(&publish.topic).unwrap() {
+            "emberd/n/info" => info = serde_json::from_slice(&publish.payload).unwrap(),
+            _ => state = String::from_utf8(publish.payload.to_vec()).unwrap(),
+        }
+    }
+    assert_eq!(state, "online");
+    assert_eq!(
+        (&info["model"], &info["max_packet_bytes"], &info["queue_depth"]),
+        (&"fake".into(), &5000.into(), &8.into())
+    );
+    daemon.kill();
+    peer.wait_state("offline");
+}
+
+#[test]
+fn sigterm_finishes_the_running_request_and_leaves_the_waiting_one_to_the_broker() {
+    let (broker, mut daemon, peer) = both("");
+    peer.send("emberd/n/req/peer/1", "one @hold");
+    daemon.wait_journal("start one @hold");
+    peer.send("emberd/n/req/peer/2", "two");
+    daemon.wait_waiting(1);
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_notified("STOPPING=1");
+    daemon.release();
+    assert_eq!(peer.text_on("emberd/n/res/peer/1"), "You said: one @hold");
+    peer.wait_state("offline");
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!daemon.journal().contains("two"));
+    let again = Daemon::start(&broker.settings(""));
+    assert_eq!(peer.text_on("emberd/n/res/peer/2"), "You said: two");
+    peer.send("emberd/n/req/peer/3", "three");
+    assert_eq!(peer.text_on("emberd/n/res/peer/3"), "You said: three");
+    assert!(!again.journal().contains("one"), "what was answered does not come again: {}", again.journal());
+}
+
+#[test]
+fn a_killed_daemon_gets_its_requests_again() {
+    let (broker, daemon, peer) = both("");
+    peer.send("emberd/n/req/peer/1", "one @hold");
+    peer.send("emberd/n/req/peer/2", "two");
+    daemon.wait_journal("start one @hold");
+    daemon.wait_waiting(1);
+    daemon.kill();
+    let again = Daemon::start(&broker.settings(""));
+    again.release();
+    assert_eq!(peer.text_on("emberd/n/res/peer/1"), "You said: one @hold");
+    assert_eq!(peer.text_on("emberd/n/res/peer/2"), "You said: two");
+}
+
+#[test]
+fn the_broker_may_come_later_and_go_in_between() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let settings = format!("[mqtt]\nenabled = true\nhost = \"127.0.0.1\"\nport = {port}\nnode = \"n\"\n");
+    let daemon = Daemon::start(&settings);
+    daemon.wait_logged("no connection to the MQTT broker");
+    assert_eq!(daemon.post("/v1/prompt", "alone").body, "You said: alone");
+
+    let broker = Broker::start_at(port, "");
+    let peer = Peer::connect(port, "peer", "#");
+    peer.wait_state("online");
+    peer.send("emberd/n/req/peer/1", "one @hold");
+    daemon.wait_journal("start one @hold");
+    drop(broker);
+    drop(peer);
+    daemon.wait_notified("STATUS=serving the socket; no connection");
+    // The answer is made while there is no broker, and waits for the next one.
+    daemon.release();
+    daemon.wait_journal("end one @hold Ok(Stop)");
+    // Before the daemon comes back, so that it is there for the answer.
+    let _broker = Broker::start_at(port, "");
+    let peer = Peer::connect(port, "peer", "#");
+    peer.wait_state("online");
+    peer.send("emberd/n/req/peer/2", "two");
+    assert_eq!(peer.text_on("emberd/n/res/peer/2"), "You said: two");
+}
+
+#[test]
+fn oversized_packets_do_not_break_the_connection() {
+    let (_broker, daemon, peer) = both("max_packet_bytes = 4096");
+    peer.send("emberd/n/req/peer/big", "x".repeat(100_000));
+    peer.send("emberd/n/req/peer/1", "small");
+    assert_eq!(peer.text_on("emberd/n/res/peer/1"), "You said: small");
+    assert!(!daemon.log().contains("no connection"), "{}", daemon.log());
+}
+
+#[test]
+fn an_answer_that_the_broker_would_not_take_becomes_an_error() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let broker = Broker::start_at(port, "max_packet_size 3000");
+    let daemon = Daemon::start(&broker.settings(""));
+    let peer = Peer::connect(port, "peer", "#");
+    peer.wait_state("online");
+    peer.send("emberd/n/req/peer/1", r#"{"prompt":"@long"}"#);
+    assert_eq!(peer.json_on("emberd/n/res/peer/1")["error"]["code"], "too_large");
+    assert!(!daemon.log().contains("no connection"), "{}", daemon.log());
+}
+
+#[test]
+fn a_full_queue_is_said_and_cancelled_requests_make_room() {
+    let broker = Broker::start();
+    let daemon = Daemon::start(&broker.settings("[queue]\ndepth = 1"));
+    let peer = Peer::connect(broker.port, "peer", "#");
+    peer.wait_state("online");
+    peer.send("emberd/n/req/peer/1", "one @hold");
+    daemon.wait_journal("start one @hold");
+    peer.send("emberd/n/req/peer/2", "two");
+    daemon.wait_waiting(1);
+    // More than the broker may have unacknowledged: refusals must give their places back.
+    for n in 0..100 {
+        peer.send(&format!("emberd/n/req/peer/b{n}"), r#"{"prompt":"three"}"#);
+        let busy = peer.json_on(&format!("emberd/n/res/peer/b{n}"));
+        assert_eq!(busy["error"]["code"], "busy");
+        assert!(busy["error"]["retry_after_s"].as_u64().unwrap() >= 1);
+    }
+    peer.send("emberd/n/req/peer/2/cancel", "");
+    assert_eq!(peer.text_on("emberd/n/res/peer/2"), "error cancelled: the request was taken back");
+    peer.send("emberd/n/req/peer/1/cancel", "");
+    assert_eq!(peer.text_on("emberd/n/res/peer/1"), "error cancelled: the request was taken back");
+    daemon.wait_journal("end one @hold Ok(Cancelled)");
+    peer.send("emberd/n/req/peer/4", "four");
+    assert_eq!(peer.text_on("emberd/n/res/peer/4"), "You said: four");
+}
+
+#[test]
+fn the_same_name_is_not_started_twice() {
+    let (_broker, daemon, peer) = both("");
+    peer.send("emberd/n/req/peer/1", "one @hold");
+    daemon.wait_journal("start one @hold");
+    peer.send("emberd/n/req/peer/1", "one @hold");
+    peer.send("emberd/n/req/peer/1", "something else");
+    assert!(peer.text_on("emberd/n/res/peer/1").starts_with("error duplicate_mismatch"));
+    daemon.release();
+    assert_eq!(peer.text_on("emberd/n/res/peer/1"), "You said: one @hold");
+    peer.send("emberd/n/req/peer/2", "two");
+    assert_eq!(peer.text_on("emberd/n/res/peer/2"), "You said: two");
+    let starts = daemon.journal().lines().filter(|line| line.starts_with("start")).count();
+    assert_eq!(starts, 2, "{}", daemon.journal());
+}
+
+#[test]
+fn deadlines_of_message_and_body_count() {
+    let (_broker, daemon, peer) = both("");
+    peer.send("emberd/n/req/peer/1", r#"{"prompt":"one @hold","timeout_s":1}"#);
+    assert_eq!(peer.json_on("emberd/n/res/peer/1")["error"]["code"], "expired");
+    let expiry = PublishProperties { message_expiry_interval: Some(1), ..PublishProperties::default() };
+    peer.send_with("emberd/n/req/peer/2", "two @hold", expiry);
+    assert!(peer.text_on("emberd/n/res/peer/2").starts_with("error expired"));
+    daemon.wait_journal("end two @hold Ok(Cancelled)");
+}
+
+#[test]
+fn a_password_from_a_credential_opens_the_door() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dir = tempfile::tempdir().unwrap();
+    let passwords = dir.path().join("passwords");
+    let made = Command::new("mosquitto_passwd").args(["-b", "-c"]).arg(&passwords).args(["ember", "gl0w"]).status();
+    assert!(made.expect("mosquitto_passwd is needed for this test").success());
+    // mosquitto started as root reads it as another user.
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(&passwords, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let broker = Broker::start_at(port, &format!("password_file {}\nallow_anonymous false", passwords.display()));
+    let credentials = tempfile::tempdir().unwrap();
+    std::fs::write(credentials.path().join("mqtt-password"), "gl0w\n").unwrap();
+    let environment = [("CREDENTIALS_DIRECTORY", credentials.path().to_str().unwrap())];
+    let settings = broker.settings("username = \"ember\"");
+    let daemon = Daemon::start_in(tempfile::tempdir().unwrap(), &settings, &environment);
+    daemon.wait_notified("STATUS=serving the socket and MQTT");
+    assert!(!daemon.log().contains("gl0w"));
+
+    let locked_out = Daemon::start(&broker.settings("username = \"ember\"\nclient_id = \"other\""));
+    locked_out.wait_logged("refused user name and password");
+    assert_eq!(Response::read(locked_out.send("POST", "/v1/prompt", "still here")).body, "You said: still here");
+}
