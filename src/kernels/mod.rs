@@ -11,9 +11,17 @@
 //! | `neon`       | Armv8.0                          | Cortex-A72 (Pi 4) |
 //! | `scalar`     | nothing                          | everywhere        |
 
+#[cfg(test)]
+mod conformance;
 pub mod contract;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 mod shapes;
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use contract::Kernels;
 
@@ -22,7 +30,19 @@ const NAMES: [&str; 5] = ["avx512vnni", "avx2", "neondot", "neon", "scalar"];
 
 /// The sets that this CPU can run, the best first; the last is always `scalar`.
 pub fn available() -> Vec<&'static dyn Kernels> {
-    vec![&scalar::Scalar]
+    let mut sets: Vec<&'static dyn Kernels> = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        sets.extend(x86::Avx512Vnni::detect().map(|set| set as &dyn Kernels));
+        sets.extend(x86::Avx2::detect().map(|set| set as &dyn Kernels));
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        sets.extend(neon::NeonDot::detect().map(|set| set as &dyn Kernels));
+        sets.extend(neon::Neon::detect().map(|set| set as &dyn Kernels));
+    }
+    sets.push(&scalar::Scalar);
+    sets
 }
 
 /// The set named `forced` (the value of `EMBERD_KERNELS`), or the best one that this CPU has.

@@ -20,7 +20,7 @@ pub(super) fn dot(pairs: impl Iterator<Item = (f32, f32)>) -> f32 {
 
 /// `acc[r * tokens + t] = Σ_i (code[r][i] − offset) · x[t][i]`. Every set uses this one: only projections without an
 /// activation step take this path, and the published checkpoints have none.
-pub(super) fn dots_f32(w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
+pub(in crate::kernels) fn dots_f32(w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
     let (_, tokens) = shapes::matrices(w.rows() * w.k(), x.len(), w.k(), acc.len());
     for r in 0..w.rows() {
         let row = w.row(r);

@@ -7,6 +7,9 @@ mod quantize;
 
 use super::contract::{Codes, Kernels, Planes};
 
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+pub(super) use fdot::dots_f32;
+
 /// Runs everywhere; `EMBERD_KERNELS=scalar` forces it.
 pub(super) struct Scalar;
 

@@ -1,0 +1,119 @@
+//! aarch64: `neon` (Armv8.0, Cortex-A72) and `neondot` (with the dot product instructions, Cortex-A76).
+//!
+//! Both share everything but the integer products, which are a file each: `qdot` and `qdot_sdot`.
+
+mod attention;
+mod fdot;
+mod lanes;
+mod qdot;
+mod qdot_sdot;
+mod quantize;
+
+use std::arch::is_aarch64_feature_detected;
+
+use super::contract::{Codes, Kernels, Planes};
+use super::tiles::{self, Tiles};
+
+/// Proof that this CPU has NEON.
+#[derive(Clone, Copy)]
+pub(super) struct Neon(());
+
+/// Proof that this CPU has `sdot`, besides NEON.
+#[derive(Clone, Copy)]
+pub(super) struct NeonDot(());
+
+impl Neon {
+    /// The set, if this CPU can run it.
+    pub(super) fn detect() -> Option<&'static Neon> {
+        is_aarch64_feature_detected!("neon").then_some(&Neon(()))
+    }
+}
+
+impl NeonDot {
+    /// The set, if this CPU can run it.
+    pub(super) fn detect() -> Option<&'static NeonDot> {
+        (Neon::detect().is_some() && is_aarch64_feature_detected!("dotprod")).then_some(&NeonDot(()))
+    }
+}
+
+impl Tiles for Neon {
+    fn tile<const BITS: usize, const R: usize, const T: usize>(
+        self,
+        rows: [&[u8]; R],
+        tokens: [&[i8]; T],
+        stride: usize,
+    ) -> [[i32; T]; R] {
+        // SAFETY: `self` exists, so `detect` saw NEON.
+        #[allow(unsafe_code)]
+        unsafe {
+            qdot::tile::<BITS, R, T>(rows, tokens, stride)
+        }
+    }
+}
+
+impl Tiles for NeonDot {
+    fn tile<const BITS: usize, const R: usize, const T: usize>(
+        self,
+        rows: [&[u8]; R],
+        tokens: [&[i8]; T],
+        stride: usize,
+    ) -> [[i32; T]; R] {
+        // SAFETY: `self` exists, so `detect` saw NEON and the dot product.
+        #[allow(unsafe_code)]
+        unsafe {
+            qdot_sdot::tile::<BITS, R, T>(rows, tokens, stride)
+        }
+    }
+}
+
+/// One implementation of the trait for both: they differ in their [`Tiles`].
+macro_rules! kernels {
+    ($set:ty, $name:literal) => {
+        // SAFETY of all blocks: `self` exists, so `detect` saw NEON, which is all that the callees enable.
+        #[allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+        impl Kernels for $set {
+            fn name(&self) -> &'static str {
+                $name
+            }
+
+            fn quantize(&self, x: &[f32], step: f32, planes: usize, q: &mut [i8]) -> i32 {
+                unsafe { quantize::quantize(x, step, planes, q) }
+            }
+
+            fn dots(&self, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+                tiles::dots(*self, w, x, acc);
+            }
+
+            fn dots_f32(&self, w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
+                super::scalar::dots_f32(w, x, acc);
+            }
+
+            fn dots_bf16(&self, w: &[u16], k: usize, x: &[f32], acc: &mut [f32]) {
+                unsafe { fdot::dots_bf16(w, k, x, acc) }
+            }
+
+            fn scores_f32(&self, q: &[f32], keys: &[f32], out: &mut [f32]) {
+                unsafe { attention::scores_f32(q, keys, out) }
+            }
+
+            fn scores_i8(&self, q: &[f32], keys: &[i8], out: &mut [f32]) {
+                unsafe { attention::scores_i8(q, keys, out) }
+            }
+
+            fn mix_f32(&self, p: &[f32], values: &[f32], out: &mut [f32]) {
+                unsafe { attention::mix_f32(p, values, out) }
+            }
+
+            fn mix_i8(&self, p: &[f32], values: &[i8], out: &mut [f32]) {
+                unsafe { attention::mix_i8(p, values, out) }
+            }
+
+            fn sum_squares(&self, x: &[f32]) -> f32 {
+                unsafe { fdot::sum_squares(x) }
+            }
+        }
+    };
+}
+
+kernels!(Neon, "neon");
+kernels!(NeonDot, "neondot");

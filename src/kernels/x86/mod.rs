@@ -1,0 +1,129 @@
+//! x86_64: `avx2` and `avx512vnni`.
+//!
+//! Both share the float kernels and the rounding, which run in AVX2's registers: a float vector operation waits for
+//! memory more than for the width of its registers. The integer products are a file each, `qdot` and `qdot_vnni`.
+
+mod attention;
+mod fdot;
+mod lanes;
+mod qdot;
+mod qdot_vnni;
+mod quantize;
+
+use super::contract::{Bits, Codes, Kernels, Planes};
+use super::tiles::{self, Tiles};
+
+/// Proof that this CPU has AVX2 and FMA.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
+
+/// Proof that this CPU has AVX-512 F, BW and VNNI, besides AVX2 and FMA.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512Vnni(());
+
+impl Avx2 {
+    /// The set, if this CPU can run it.
+    pub(super) fn detect() -> Option<&'static Avx2> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(&Avx2(()))
+    }
+}
+
+impl Avx512Vnni {
+    /// The set, if this CPU can run it.
+    pub(super) fn detect() -> Option<&'static Avx512Vnni> {
+        (Avx2::detect().is_some()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vnni"))
+        .then_some(&Avx512Vnni(()))
+    }
+}
+
+impl Tiles for Avx2 {
+    fn tile<const BITS: usize, const R: usize, const T: usize>(
+        self,
+        rows: [&[u8]; R],
+        tokens: [&[i8]; T],
+        stride: usize,
+    ) -> [[i32; T]; R] {
+        // SAFETY: `self` exists, so `detect` saw AVX2.
+        #[allow(unsafe_code)]
+        unsafe {
+            qdot::tile::<BITS, R, T>(rows, tokens, stride)
+        }
+    }
+}
+
+impl Tiles for Avx512Vnni {
+    fn offset(bits: Bits) -> i32 {
+        match bits {
+            Bits::Eight => qdot_vnni::BYTE_OFFSET,
+            _ => bits.offset(),
+        }
+    }
+
+    fn tile<const BITS: usize, const R: usize, const T: usize>(
+        self,
+        rows: [&[u8]; R],
+        tokens: [&[i8]; T],
+        stride: usize,
+    ) -> [[i32; T]; R] {
+        // SAFETY: `self` exists, so `detect` saw AVX-512 F, BW and VNNI.
+        #[allow(unsafe_code)]
+        unsafe {
+            qdot_vnni::tile::<BITS, R, T>(rows, tokens, stride)
+        }
+    }
+}
+
+/// One implementation of the trait for both: they differ in their [`Tiles`].
+macro_rules! kernels {
+    ($set:ty, $name:literal) => {
+        // SAFETY of all blocks: `self` exists, so `detect` saw AVX2 and FMA, which is all that the callees enable.
+        #[allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+        impl Kernels for $set {
+            fn name(&self) -> &'static str {
+                $name
+            }
+
+            fn quantize(&self, x: &[f32], step: f32, planes: usize, q: &mut [i8]) -> i32 {
+                unsafe { quantize::quantize(x, step, planes, q) }
+            }
+
+            fn dots(&self, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+                tiles::dots(*self, w, x, acc);
+            }
+
+            fn dots_f32(&self, w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
+                super::scalar::dots_f32(w, x, acc);
+            }
+
+            fn dots_bf16(&self, w: &[u16], k: usize, x: &[f32], acc: &mut [f32]) {
+                unsafe { fdot::dots_bf16(w, k, x, acc) }
+            }
+
+            fn scores_f32(&self, q: &[f32], keys: &[f32], out: &mut [f32]) {
+                unsafe { attention::scores_f32(q, keys, out) }
+            }
+
+            fn scores_i8(&self, q: &[f32], keys: &[i8], out: &mut [f32]) {
+                unsafe { attention::scores_i8(q, keys, out) }
+            }
+
+            fn mix_f32(&self, p: &[f32], values: &[f32], out: &mut [f32]) {
+                unsafe { attention::mix_f32(p, values, out) }
+            }
+
+            fn mix_i8(&self, p: &[f32], values: &[i8], out: &mut [f32]) {
+                unsafe { attention::mix_i8(p, values, out) }
+            }
+
+            fn sum_squares(&self, x: &[f32]) -> f32 {
+                unsafe { fdot::sum_squares(x) }
+            }
+        }
+    };
+}
+
+kernels!(Avx2, "avx2");
+kernels!(Avx512Vnni, "avx512vnni");
