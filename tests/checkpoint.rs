@@ -237,7 +237,8 @@ fn saved_by_transformers() {
     saved.config = text;
     saved.tensors.retain(|(name, ..)| {
         let shared = (5..10).any(|i| name.contains(&format!("layers.{i}.")));
-        !name.ends_with("_cache_scale") && !(shared && ["k_proj", "v_proj", "k_norm"].iter().any(|p| name.contains(p)))
+        let unused = shared && ["k_proj", "v_proj", "k_norm"].iter().any(|p| name.contains(p));
+        !(unused || name.ends_with("_cache_scale"))
     });
     saved.tensors.iter_mut().for_each(|t| t.0 = t.0.replace(NESTED, TEXT_ONLY));
     let [a, b] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
@@ -274,6 +275,32 @@ fn other_members_of_the_family() {
         assert_eq!(checkpoint.weights.ple.is_some(), shape.hidden_size_per_layer_input > 0);
         Report::new(Summary::new(&checkpoint.config, checkpoint.prefix), checkpoint.file_bytes, 100, None).to_string();
     }
+}
+
+/// As the reference searches: leftmost match first, then the order of the patterns, then the default.
+#[test]
+fn widths_follow_the_patterns() {
+    let widths = |patterns: &[(&str, u32)]| {
+        let bits = patterns.iter().map(|&(pattern, bits)| (pattern.to_owned(), bits)).collect();
+        let shape = Shape { bits, ..Shape::named("tiny-e2b").unwrap() };
+        Config::parse(&shape.config_json().to_string()).unwrap_or_else(|e| panic!("{e}")).widths
+    };
+    let gate = "model.language_model.layers.10.mlp.gate_proj";
+    let of = |patterns: &[(&str, u32)]| widths(patterns).of(gate).get();
+    assert_eq!(of(&[]), 4);
+    assert_eq!(of(&[("up_proj", 2)]), 4);
+    assert_eq!(of(&[(r"layers\.1", 8), (r"layers\.", 2)]), 8);
+    assert_eq!(of(&[(r"layers\.1\.", 8), (r"layers\.", 2)]), 2);
+    assert_eq!(of(&[("gate_proj", 8), ("mlp", 2)]), 2);
+    assert_eq!(of(&[("l|mlp", 8), (r"language_model\.(layers)\.(\d+)", 2)]), 8);
+    assert_eq!(of(&[(r"^language_model\.layers", 2)]), 2);
+    assert_eq!(of(&[(r"^model\.language_model\.layers", 2), ("^language_model", 8)]), 2);
+    // A file that lists every module of E4B.
+    let patterns: Vec<String> =
+        (0..42).flat_map(|i| (0..9).map(move |j| format!(r"^model\.language_model\.layers\.{i}\.p{j}_\d+$"))).collect();
+    let all: Vec<(&str, u32)> = patterns.iter().map(|pattern| (pattern.as_str(), 2)).collect();
+    assert_eq!(widths(&all).of("model.language_model.layers.41.p8_123").get(), 2);
+    assert_eq!(widths(&all).of("model.language_model.layers.42.p8_123").get(), 4);
 }
 
 /// The size that is served. Run it with `--release -- --ignored --nocapture` for the times.
@@ -410,7 +437,7 @@ fn other_configurations_are_refused() {
         ("/text_config/num_hidden_layers", json!(1e9), vec!["num_hidden_layers", "512"]),
         ("/text_config/intermediate_size", json!(40_000), vec!["layer 5", "MLP width of at most 65536", "80000"]),
         ("/text_config/num_key_value_heads", json!(3), vec!["layer 0", "divides the 4 heads", "3"]),
-        ("/text_config/num_kv_shared_layers", json!(6), vec!["layer 9", "full_attention layer below layer 4", "none"]),
+        ("/text_config/num_kv_shared_layers", json!(6), vec!["layer 4", "full_attention layer below layer 4", "none"]),
         ("/text_config/layer_types/2", json!("chunked"), vec!["layer_types[2]", "sliding_attention", "chunked"]),
         ("/text_config/layer_types", json!([]), vec!["layer_types", "a list of 10"]),
         ("/text_config/vocab_size", json!("512"), vec!["text_config.vocab_size", "integer"]),

@@ -52,10 +52,11 @@ impl Checkpoint {
             return Err(Problem::whole("a directory with config.json and model.safetensors", "a file").in_file(dir));
         }
         let file = dir.join("config.json");
-        let config = Config::parse(&files::read_json(&file)?).map_err(|p| p.in_file(&file))?;
+        let config = Config::parse(&files::read_json(&file, fields::MAX_JSON)?).map_err(|p| p.in_file(&file))?;
         let file = dir.join("generation_config.json");
         let generation = match file.exists() {
-            true => GenerationDefaults::parse(&files::read_json(&file)?, &config).map_err(|p| p.in_file(&file))?,
+            true => GenerationDefaults::parse(&files::read_json(&file, fields::MAX_JSON)?, &config)
+                .map_err(|p| p.in_file(&file))?,
             false => GenerationDefaults::without_file(&config),
         };
         let tensors = files::Tensors::open(dir)?;

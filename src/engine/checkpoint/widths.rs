@@ -6,14 +6,17 @@ use super::error::{Problem, quote};
 use super::fields::Fields;
 use crate::kernels::contract::Bits;
 
-/// Most patterns; a file that lists every module of the largest accepted model stays below.
-const MAX_PATTERNS: usize = 8192;
+/// Most patterns; a file may list every module of a published model by name, about 400.
+const MAX_PATTERNS: usize = 2048;
 
 /// Longest pattern, in bytes.
 const MAX_PATTERN: usize = 1024;
 
-/// Largest compiled expression, in bytes.
-const MAX_COMPILED: usize = 32 << 20;
+/// Largest compiled pattern, in bytes; `\d` takes about 10 kB. It bounds the time that compiling takes as well.
+const MAX_COMPILED: usize = 128 << 10;
+
+/// Largest compiled alternation of all patterns, in bytes.
+const MAX_COMPILED_ALL: usize = 8 << 20;
 
 /// What a user is told who brings another kind of file.
 const WANTED: &str = "\"gemma\", as the …-qat-mobile-transformers checkpoints have it";
@@ -72,7 +75,7 @@ impl Widths {
             let options = Fields::new(options, &path_of_options);
             widths.bits.push(if options.has("num_bits") { num_bits(options)? } else { default });
             // On its own first: `a)|(b` is an expression only inside the alternation.
-            if pattern.len() > MAX_PATTERN || regex(pattern).is_err() {
+            if pattern.len() > MAX_PATTERN || regex(pattern, MAX_COMPILED).is_err() {
                 return Err(Problem::at(
                     path,
                     "a regular expression, without look-around",
@@ -83,7 +86,7 @@ impl Widths {
             joined.push_str(&format!("{bar}(?P<g{i}>{pattern})"));
         }
         if !map.is_empty() {
-            widths.patterns = Some(regex(&joined).map_err(|e| {
+            widths.patterns = Some(regex(&joined, MAX_COMPILED_ALL).map_err(|e| {
                 Problem::at("quantization_config.module_quant_configs", "regular expressions", quote(&e.to_string()))
             })?);
         }
@@ -103,8 +106,8 @@ impl Widths {
     }
 }
 
-fn regex(pattern: &str) -> Result<Regex, regex::Error> {
-    RegexBuilder::new(pattern).size_limit(MAX_COMPILED).nest_limit(64).build()
+fn regex(pattern: &str, limit: usize) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(pattern).size_limit(limit).nest_limit(64).build()
 }
 
 fn num_bits(fields: Fields<'_>) -> Result<Bits, Problem> {
