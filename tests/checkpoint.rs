@@ -229,7 +229,7 @@ fn saved_by_transformers() {
     let mut saved = files.clone();
     let mut text = files.config["text_config"].clone();
     let object = text.as_object_mut().unwrap();
-    object.remove("global_head_dim");
+    ["global_head_dim", "bos_token_id", "eos_token_id", "pad_token_id"].map(|name| object.remove(name));
     object.insert("per_layer_config".into(), json!({"04": {"head_dim": 64}, "09": {"head_dim": 64}}));
     text["quantization_config"] =
         serde_json::from_str(&files.config["quantization_config"].to_string().replace("language_model", "model"))
@@ -247,6 +247,7 @@ fn saved_by_transformers() {
     let (published, mut saved) = (open(a.path()), open(b.path()));
     assert_eq!(published.config.layers, saved.config.layers);
     assert_eq!(saved.prefix, TEXT_ONLY);
+    assert_eq!((saved.config.bos, &saved.config.eos[..], saved.config.pad), (Some(2), &[1][..], Some(0)));
     for (layer, published) in saved.weights.layers.iter_mut().zip(&published.weights.layers) {
         let (Some(kv), Some(published)) = (&mut layer.kv, &published.kv) else { continue };
         assert_eq!([kv.k_step, kv.v_step], [0.0; 2]);

@@ -157,10 +157,16 @@ impl Config {
             true => Some(text.number("final_logit_softcapping", 1e-3..=1e6, None)? as f32),
             false => None,
         };
-        let one_id = |name| text.token_ids(name, vocab_size).map(|ids| ids.first().copied());
+        let one_id = |name, default| match text.absent(name) {
+            true => Ok(Some(default).filter(|&id| (id as usize) < vocab_size)),
+            false => text.token_ids(name, vocab_size).map(|ids| ids.first().copied()),
+        };
         let mut eos = top.token_ids("eos_token_id", vocab_size)?;
         if eos.is_empty() {
-            eos = text.token_ids("eos_token_id", vocab_size)?;
+            eos = match text.absent("eos_token_id") {
+                true => vec![1.min(vocab_size as u32 - 1)],
+                false => text.token_ids("eos_token_id", vocab_size)?,
+            };
         }
         Ok(Config {
             vocab_size,
@@ -173,8 +179,8 @@ impl Config {
             eps: text.number("rms_norm_eps", 1e-12..=1e-2, Some(1e-6))? as f32,
             softcap,
             max_position_embeddings: text.integer("max_position_embeddings", 1..=1 << 24, Some(131_072))?,
-            bos: one_id("bos_token_id")?,
-            pad: one_id("pad_token_id")?,
+            bos: one_id("bos_token_id", 2)?,
+            pad: one_id("pad_token_id", 0)?,
             eos,
             widths,
         })

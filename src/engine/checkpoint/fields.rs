@@ -45,6 +45,11 @@ impl<'a> Fields<'a> {
         self.object.get(name).filter(|v| !v.is_null())
     }
 
+    /// Whether the field is not there at all; null is a value for some.
+    pub(super) fn absent(&self, name: &str) -> bool {
+        !self.object.contains_key(name)
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
