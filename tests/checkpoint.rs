@@ -229,7 +229,9 @@ fn saved_by_transformers() {
     let mut saved = files.clone();
     let mut text = files.config["text_config"].clone();
     let object = text.as_object_mut().unwrap();
-    ["global_head_dim", "bos_token_id", "eos_token_id", "pad_token_id"].map(|name| object.remove(name));
+    object.retain(|name, _| {
+        !["global_head_dim", "bos_token_id", "eos_token_id", "pad_token_id"].contains(&name.as_str())
+    });
     object.insert("per_layer_config".into(), json!({"04": {"head_dim": 64}, "09": {"head_dim": 64}}));
     text["quantization_config"] =
         serde_json::from_str(&files.config["quantization_config"].to_string().replace("language_model", "model"))
