@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{Daemon, PATIENCE, Response, wait_for};
+use common::{Daemon, PATIENCE, wait_for};
 use nix::sys::signal::Signal;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
@@ -173,21 +173,26 @@ fn events_and_pieces() {
     peer.send("emberd/n/req/peer/1", r#"{"prompt":"one @hold","stream":true}"#);
     daemon.wait_journal("start one @hold");
     peer.send("emberd/n/req/peer/2", r#"{"prompt":"two"}"#);
-    assert_eq!(peer.json_on("emberd/n/res/peer/2/ev"), json!({"event": "queued", "position": 1}));
+    daemon.wait_waiting(1);
     daemon.release();
-    let (mut text, mut seen) = (String::new(), Vec::new());
-    loop {
+    let (mut text, mut events, mut answers) = (String::new(), Vec::new(), Vec::new());
+    while answers.len() < 2 {
         let publish = peer.inbox.recv_timeout(PATIENCE).unwrap();
-        let value: Value = serde_json::from_slice(&publish.payload).unwrap();
+        let value = || serde_json::from_slice::<Value>(&publish.payload).unwrap();
         match std::str::from_utf8(&publish.topic).unwrap() {
-            "emberd/n/res/peer/1/tok" => text.push_str(value["text"].as_str().unwrap()),
-            "emberd/n/res/peer/2/ev" => seen.push(value["event"].as_str().unwrap().to_owned()),
-            "emberd/n/res/peer/2" => break assert_eq!(value["text"], "You said: two"),
+            "emberd/n/res/peer/1/tok" => text.push_str(value()["text"].as_str().unwrap()),
+            "emberd/n/res/peer/2/ev" => events.push(value()),
+            "emberd/n/res/peer/1" | "emberd/n/res/peer/2" => answers.push(value()["id"].as_str().unwrap().to_owned()),
+            "emberd/n/res/peer/2/tok" => panic!("nobody asked for pieces"),
             _ => {}
         }
     }
     assert_eq!(text, "You said: one @hold");
-    assert!(seen.contains(&"started".into()) && seen.contains(&"ended".into()), "{seen:?}");
+    assert_eq!(answers, ["1", "2"]);
+    assert_eq!(events[0], json!({"event": "queued", "position": 1}));
+    let names: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(names.iter().filter(|name| **name == "started").count(), 1, "{names:?}");
+    assert!(names.contains(&"prefill") && names.last() == Some(&"ended"), "{names:?}");
 }
 
 #[test]
@@ -425,5 +430,5 @@ fn a_password_from_a_credential_opens_the_door() {
 
     let locked_out = Daemon::start(&broker.settings("username = \"ember\"\nclient_id = \"other\""));
     locked_out.wait_logged("refused user name and password");
-    assert_eq!(Response::read(locked_out.send("POST", "/v1/prompt", "still here")).body, "You said: still here");
+    assert_eq!(locked_out.post("/v1/prompt", "still here").body, "You said: still here");
 }

@@ -17,12 +17,12 @@ use emberd::daemon::config::{self, Config, Sources};
 use emberd::scheduler::backend::{Backend, Finish, Input, InputError, ModelInfo, Outcome, Sampling, Step};
 
 /// Generous: the tests also run under emulation, several at a time.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 const CHILD: &str = "EMBERD_TEST_CHILD_CONFIG";
 
 /// Polls until `found` gives something.
-pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = found() {
@@ -41,13 +41,13 @@ pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
 /// - `@fail` makes it fail, `@refuse` makes the prompt unacceptable.
 ///
 /// It notes every start and end in the journal.
-pub struct Fake {
+pub(crate) struct Fake {
     info: ModelInfo,
     journal: PathBuf,
 }
 
 impl Fake {
-    pub fn new(model: &config::Model) -> Fake {
+    pub(crate) fn new(model: &config::Model) -> Fake {
         Fake {
             info: ModelInfo {
                 name: model.name(),
@@ -165,13 +165,16 @@ impl Fake {
 }
 
 /// What the ignored test `daemon_child` of a test binary does: nothing, unless a test started it as a daemon.
-pub fn daemon_child() {
+pub(crate) fn daemon_child() {
     let Some(file) = std::env::var_os(CHILD) else { return };
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
     let sources = Sources { file: Some(file.into()), ..Sources::default() };
     let result = Config::load(&sources).map_err(Into::into).and_then(|config| {
         emberd::daemon::serve(config, |model| {
             let fake = Fake::new(model);
+            while model.path.with_file_name("loading").exists() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             if model.path.with_file_name("unloadable").exists() {
                 return Err("made unloadable".into());
             }
@@ -189,7 +192,7 @@ pub fn daemon_child() {
 }
 
 /// A command that runs `program`, by the runner that cargo uses for another architecture.
-pub fn command(program: impl AsRef<Path>) -> Command {
+pub(crate) fn command(program: impl AsRef<Path>) -> Command {
     let runner = if cfg!(target_arch = "aarch64") { "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER" } else { "" };
     match std::env::var(runner) {
         Ok(runner) => {
@@ -203,27 +206,27 @@ pub fn command(program: impl AsRef<Path>) -> Command {
 }
 
 /// A running daemon; killed when dropped.
-pub struct Daemon {
-    pub dir: tempfile::TempDir,
-    pub socket: PathBuf,
-    pub notify: UnixDatagram,
+pub(crate) struct Daemon {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) socket: PathBuf,
+    pub(crate) notify: UnixDatagram,
     child: Child,
 }
 
 impl Daemon {
     /// A daemon that is ready. `settings` are sections of its configuration.
-    pub fn start(settings: &str) -> Daemon {
+    pub(crate) fn start(settings: &str) -> Daemon {
         Daemon::start_in(tempfile::tempdir().unwrap(), settings, &[])
     }
 
-    pub fn start_in(dir: tempfile::TempDir, settings: &str, environment: &[(&str, &str)]) -> Daemon {
+    pub(crate) fn start_in(dir: tempfile::TempDir, settings: &str, environment: &[(&str, &str)]) -> Daemon {
         let daemon = Daemon::launch(dir, settings, environment);
         daemon.wait_notified("READY=1");
         daemon
     }
 
     /// A daemon that was just started.
-    pub fn launch(dir: tempfile::TempDir, settings: &str, environment: &[(&str, &str)]) -> Daemon {
+    pub(crate) fn launch(dir: tempfile::TempDir, settings: &str, environment: &[(&str, &str)]) -> Daemon {
         let at = |name: &str| dir.path().join(name);
         let socket = at("emberd.sock");
         let has = |section: &str| settings.contains(section);
@@ -251,7 +254,7 @@ impl Daemon {
     }
 
     /// Waits until the daemon has told systemd a line that starts with `line`.
-    pub fn wait_notified(&self, line: &str) -> String {
+    pub(crate) fn wait_notified(&self, line: &str) -> String {
         let mut buffer = [0; 4096];
         loop {
             let length =
@@ -263,52 +266,52 @@ impl Daemon {
         }
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    pub fn wait_logged(&self, words: &str) {
+    pub(crate) fn wait_logged(&self, words: &str) {
         wait_for(words, || self.log().contains(words).then_some(()));
     }
 
     /// What the fake model has done so far.
-    pub fn journal(&self) -> String {
+    pub(crate) fn journal(&self) -> String {
         fs::read_to_string(self.dir.path().join("journal")).unwrap_or_default()
     }
 
-    pub fn wait_journal(&self, line: &str) {
+    pub(crate) fn wait_journal(&self, line: &str) {
         wait_for(line, || self.journal().lines().any(|found| found == line).then_some(()));
     }
 
     /// Lets go of those that hold.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         fs::write(self.dir.path().join("release"), "").unwrap();
     }
 
-    pub fn hold_again(&self) {
+    pub(crate) fn hold_again(&self) {
         fs::remove_file(self.dir.path().join("release")).unwrap();
     }
 
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         wait_for("the daemon's end", || self.child.try_wait().unwrap())
     }
 
-    pub fn running(&mut self) -> bool {
+    pub(crate) fn running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
     /// Ends the daemon at once and keeps its directory.
-    pub fn kill(mut self) -> tempfile::TempDir {
+    pub(crate) fn kill(mut self) -> tempfile::TempDir {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
     }
 
-    pub fn connect(&self) -> UnixStream {
+    pub(crate) fn connect(&self) -> UnixStream {
         let stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -316,7 +319,7 @@ impl Daemon {
     }
 
     /// Sends a request without waiting for its answer.
-    pub fn send(&self, method: &str, path: &str, body: &str) -> UnixStream {
+    pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> UnixStream {
         let mut stream = self.connect();
         let length = body.len();
         write!(
@@ -327,21 +330,21 @@ impl Daemon {
         stream
     }
 
-    pub fn request(&self, method: &str, path: &str, body: &str) -> Response {
+    pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> Response {
         Response::read(self.send(method, path, body))
     }
 
-    pub fn post(&self, path: &str, body: &str) -> Response {
+    pub(crate) fn post(&self, path: &str, body: &str) -> Response {
         self.request("POST", path, body)
     }
 
     /// A chat request with one user message and further fields.
-    pub fn chat(&self, prompt: &str, fields: &str) -> String {
+    pub(crate) fn chat(&self, prompt: &str, fields: &str) -> String {
         format!(r#"{{"messages":[{{"role":"user","content":"{prompt}"}}]{fields}}}"#)
     }
 
     /// Waits until the scheduler has this many requests waiting.
-    pub fn wait_waiting(&self, number: u64) {
+    pub(crate) fn wait_waiting(&self, number: u64) {
         wait_for("the queue", || (self.request("GET", "/healthz", "").json()["waiting"] == number).then_some(()));
     }
 }
@@ -358,16 +361,16 @@ impl Drop for Daemon {
 
 /// An HTTP response, its body put together again.
 #[derive(Debug)]
-pub struct Response {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
     /// Whether the body ended as it should.
-    pub complete: bool,
+    pub(crate) complete: bool,
 }
 
 impl Response {
-    pub fn read(mut stream: UnixStream) -> Response {
+    pub(crate) fn read(mut stream: UnixStream) -> Response {
         let mut bytes = Vec::new();
         let _ = stream.read_to_end(&mut bytes);
         let text = String::from_utf8(bytes).unwrap();
@@ -379,12 +382,12 @@ impl Response {
         Response { status, head, body, complete }
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// The lines of an SSE body.
-    pub fn events(&self) -> Vec<&str> {
+    pub(crate) fn events(&self) -> Vec<&str> {
         self.body.split("\n\n").filter(|event| !event.is_empty()).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! Open requests and their way through one connection after another.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +37,7 @@ pub(super) enum End {
 
 /// A request between its arrival and the acknowledgement of its answer.
 struct Open {
+    key: Key,
     ticket: Ticket,
     form: Form,
     reply_to: String,
@@ -56,7 +57,8 @@ struct Open {
 pub(super) struct Door {
     options: Options,
     scheduler: Scheduler,
-    open: HashMap<Key, Open>,
+    /// In the order of arrival; few enough to be searched.
+    open: Vec<Open>,
     finished: VecDeque<(Key, u64)>,
     outbox: Outbox,
     /// Rung by the scheduler when a ticket has news.
@@ -156,7 +158,7 @@ impl Door {
             None => debug!("message outside the request tree"),
             Some(asked) if message.retained => warn!(?asked, "retained request ignored"),
             Some(Asked::Cancel(key)) => {
-                if let Some(open) = self.open.get(&key) {
+                if let Some(open) = find(&mut self.open, &key) {
                     open.ticket.cancel();
                 }
             }
@@ -168,7 +170,7 @@ impl Door {
     fn request(&mut self, key: Key, mut message: Message, link: &Link) {
         let digest = digest(&message);
         let receipt = message.receipt.take();
-        if let Some(open) = self.open.get_mut(&key)
+        if let Some(open) = find(&mut self.open, &key)
             && open.digest == digest
         {
             // A redelivery, or a client that repeats itself: the answer is on its way. The newest receipt counts.
@@ -194,6 +196,7 @@ impl Door {
                 debug!(id = key.path(), bytes = message.payload.len(), "request over MQTT");
                 let (text, thought, prefill, pieces, answered) = Default::default();
                 let open = Open {
+                    key,
                     ticket,
                     form,
                     reply_to,
@@ -207,7 +210,7 @@ impl Door {
                     pieces,
                     answered,
                 };
-                self.open.insert(key, open);
+                self.open.push(open);
             }
             Err(failure) if failure.code == Code::ShuttingDown && receipt.is_some() => {}
             Err(failure) => {
@@ -233,7 +236,7 @@ impl Door {
     }
 
     fn submit(&self, key: &Key, form: Form, message: &Message) -> Result<(Ticket, bool), Failure> {
-        if self.open.contains_key(key) {
+        if self.open.iter().any(|open| open.key == *key) {
             let why = "a request with this id and another body is in progress; choose another id";
             return Err(Failure::new(Code::DuplicateMismatch, why));
         }
@@ -271,11 +274,11 @@ impl Door {
                 link.publish_droppable(options.topics.events(key), value.to_string().into_bytes());
             }
         };
-        let mut left = Vec::new();
-        for (key, open) in &mut self.open {
+        for open in &mut self.open {
             if open.answered {
                 continue;
             }
+            let key = &open.key;
             let update = open.ticket.take();
             if let Some(ahead) = update.queued {
                 event(key, json!({"event": "queued", "position": ahead}));
@@ -289,13 +292,14 @@ impl Door {
                 open.thought.push_str(&update.thought);
             }
             let Some(result) = update.ended else { continue };
+            open.answered = true;
             if matches!(&result, Err(failure) if failure.code == Code::ShuttingDown) && open.receipt.is_some() {
-                left.push(key.clone());
+                info!(id = key.path(), "left to the broker for the next start");
                 continue;
             }
-            send_batch(options, key, open, link);
+            send_batch(options, open, link);
+            let key = &open.key;
             event(key, wire::ended(&result));
-            open.answered = true;
             let (reply_to, correlation) = (open.reply_to.clone(), open.correlation.clone());
             let entry = match &result {
                 Err(failure) => failure_entry(open.form, key, reply_to, correlation, failure),
@@ -309,19 +313,15 @@ impl Door {
             };
             self.outbox.push(Entry { completes: Some(key.clone()), ..entry });
         }
-        for key in left {
-            info!(id = key.path(), "left to the broker for the next start");
-            self.open.remove(&key);
-        }
     }
 
     fn has_batch(&self) -> bool {
-        self.open.values().any(|open| !open.text.is_empty() || !open.thought.is_empty() || open.prefill.is_some())
+        self.open.iter().any(|open| !open.text.is_empty() || !open.thought.is_empty() || open.prefill.is_some())
     }
 
     fn send_batches(&mut self, link: &Link) {
-        for (key, open) in &mut self.open {
-            send_batch(&self.options, key, open, link);
+        for open in &mut self.open {
+            send_batch(&self.options, open, link);
         }
     }
 
@@ -346,9 +346,9 @@ impl Door {
         let Some(entry) = self.outbox.discard() else { return };
         warn!(topic = entry.topic, bytes = entry.payload.len(), limit, "larger than the MQTT broker accepts");
         let Some(key) = entry.completes else { return };
-        let Some(open) = self.open.get(&key) else { return };
+        let Some(open) = find(&mut self.open, &key) else { return };
         if entry.error.is_some() {
-            self.open.remove(&key);
+            self.open.retain(|open| open.key != key);
             return;
         }
         let failure = Failure::new(Code::TooLarge, format!("the answer is larger than the broker's {limit} bytes"));
@@ -361,9 +361,9 @@ impl Door {
         if !taken {
             warn!(topic = entry.topic, "the MQTT broker refuses this message; see its access rules");
         }
-        if let Some(key) = entry.completes
-            && let Some(open) = self.open.remove(&key)
-        {
+        let Some(key) = entry.completes else { return };
+        if let Some(at) = self.open.iter().position(|open| open.key == key) {
+            let open = self.open.remove(at);
             acknowledge(link, open.receipt.as_ref());
             self.finished.push_back((key, open.digest));
             if self.finished.len() > REMEMBERED {
@@ -373,12 +373,12 @@ impl Door {
     }
 }
 
-fn send_batch(options: &Options, key: &Key, open: &mut Open, link: &Link) {
+fn send_batch(options: &Options, open: &mut Open, link: &Link) {
     if let Some((done, total)) = open.prefill.take()
         && options.events
     {
         let value = json!({"event": "prefill", "done": done, "total": total});
-        link.publish_droppable(options.topics.events(key), value.to_string().into_bytes());
+        link.publish_droppable(options.topics.events(&open.key), value.to_string().into_bytes());
     }
     if open.text.is_empty() && open.thought.is_empty() {
         return;
@@ -388,7 +388,7 @@ fn send_batch(options: &Options, key: &Key, open: &mut Open, link: &Link) {
         value["thought"] = json!(std::mem::take(&mut open.thought));
     }
     open.pieces += 1;
-    link.publish_droppable(options.topics.tokens(key), value.to_string().into_bytes());
+    link.publish_droppable(options.topics.tokens(&open.key), value.to_string().into_bytes());
 }
 
 fn failure_entry(form: Form, key: &Key, topic: String, correlation: Option<Vec<u8>>, failure: &Failure) -> Entry {
@@ -417,4 +417,8 @@ fn digest(message: &Message) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&message.payload, &message.content_type, &message.response_topic, &message.correlation).hash(&mut hasher);
     hasher.finish()
+}
+
+fn find<'a>(open: &'a mut [Open], key: &Key) -> Option<&'a mut Open> {
+    open.iter_mut().find(|open| open.key == *key)
 }

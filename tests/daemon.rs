@@ -1,0 +1,292 @@
+//! Start-up, shutdown, systemd, configuration and the command line.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output, Stdio};
+
+use common::{Daemon, Response, wait_for};
+use emberd::daemon::Config;
+use emberd::daemon::config::Sources;
+use nix::sys::signal::Signal;
+
+#[test]
+#[ignore = "started by the other tests as their daemon"]
+fn daemon_child() {
+    common::daemon_child();
+}
+
+/// The real binary, with a clean environment.
+fn emberd(arguments: &[&str]) -> Command {
+    let mut command = common::command(env!("CARGO_BIN_EXE_emberd"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn systemd_hears_of_loading_readiness_and_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let loading = dir.path().join("loading");
+    fs::write(&loading, "").unwrap();
+    let mut daemon = Daemon::launch(dir, "", &[]);
+    daemon.wait_notified("STATUS=loading the model");
+    daemon.wait_notified("EXTEND_TIMEOUT_USEC=");
+    // Who comes early waits until the model is there.
+    let early = daemon.send("GET", "/healthz", "");
+    fs::remove_file(loading).unwrap();
+    assert_eq!(Response::read(early).status, 200);
+    daemon.wait_notified("READY=1");
+    assert_eq!(daemon.post("/v1/prompt", "ready").body, "You said: ready");
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_logged("SIGHUP: nothing is reloaded");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_notified("STOPPING=1");
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!daemon.socket.exists());
+}
+
+#[test]
+fn the_watchdog_is_fed_by_the_engine() {
+    let environment = [("WATCHDOG_USEC", "3000000")];
+    let daemon = Daemon::start_in(tempfile::tempdir().unwrap(), "", &environment);
+    // Idle, and busy.
+    daemon.wait_notified("WATCHDOG=1");
+    let _busy = daemon.send("POST", "/v1/prompt", "@hold");
+    daemon.wait_journal("start @hold");
+    daemon.wait_notified("WATCHDOG=1");
+    daemon.wait_notified("WATCHDOG=1");
+    daemon.release();
+    daemon.wait_journal("end @hold Ok(Stop)");
+    daemon.hold_again();
+    // Hanging: one more at most, for the progress before it.
+    let _hanging = daemon.send("POST", "/v1/prompt", "@stall");
+    daemon.wait_journal("start @stall");
+    daemon.notify.set_read_timeout(Some(std::time::Duration::from_secs(4))).unwrap();
+    let mut fed = 0;
+    let mut buffer = [0; 512];
+    while let Ok(length) = daemon.notify.recv(&mut buffer) {
+        fed += usize::from(buffer[..length].starts_with(b"WATCHDOG=1"));
+        assert!(fed < 4, "fed although the engine hangs");
+    }
+}
+
+#[test]
+fn sigterm_lets_the_running_request_end_and_fails_the_waiting_ones() {
+    let mut daemon = Daemon::start("");
+    let running = daemon.send("POST", "/v1/prompt", "one @hold");
+    daemon.wait_journal("start one @hold");
+    let waiting = daemon.send("POST", "/v1/chat/completions", &daemon.chat("two", ""));
+    daemon.wait_waiting(1);
+    daemon.signal(Signal::SIGTERM);
+    let waiting = Response::read(waiting);
+    assert_eq!((waiting.status, &waiting.json()["error"]["code"]), (503, &"shutting_down".into()));
+    assert_eq!(daemon.post("/v1/prompt", "three").status, 503);
+    assert_eq!(daemon.request("GET", "/healthz", "").status, 503);
+    daemon.release();
+    assert_eq!(Response::read(running).body, "You said: one @hold");
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn the_drain_limit_cuts_the_running_request() {
+    let mut daemon = Daemon::start("[limits]\ndrain_s = 0\n");
+    let running = daemon.send("POST", "/v1/chat/completions", &daemon.chat("@hold", ""));
+    daemon.wait_journal("start @hold");
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(Response::read(running).json()["error"]["code"], "shutting_down");
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let mut daemon = Daemon::start("");
+    let _running = daemon.send("POST", "/v1/prompt", "@hold");
+    daemon.wait_journal("start @hold");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_notified("STOPPING=1");
+    assert!(daemon.running());
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(130));
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_socket_that_the_next_one_replaces() {
+    let dir = Daemon::start("").kill();
+    assert!(dir.path().join("emberd.sock").exists());
+    let first = Daemon::start_in(dir, "", &[]);
+    // And while it runs, nobody else gets it.
+    let second_config = format!("[socket]\npath = {:?}\n", first.socket);
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("c.toml"), second_config).unwrap();
+    let output = emberd(&["serve", "--config", dir.path().join("c.toml").to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("another process is listening"), "{output:?}");
+    assert_eq!(first.post("/v1/prompt", "mine").body, "You said: mine");
+}
+
+#[test]
+fn a_model_that_cannot_be_used_is_a_configuration_error() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("unloadable"), "").unwrap();
+    let mut daemon = Daemon::launch(dir, "", &[]);
+    assert_eq!(daemon.wait().code(), Some(78));
+    assert!(daemon.log().contains("made unloadable"));
+    assert!(!daemon.socket.exists());
+}
+
+fn check_config(file: &str, environment: &[(&str, &str)], arguments: &[&str]) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    fs::write(&path, file).unwrap();
+    let mut command = emberd(&["check-config", "--config", path.to_str().unwrap()]);
+    command.args(arguments).envs(environment.iter().copied()).output().unwrap()
+}
+
+#[test]
+fn check_config_prints_what_takes_effect() {
+    let output = check_config(
+        "[mqtt]\nenabled = true\nnode = \"pi\"\n[model]\ncontext = 2048\n",
+        &[("EMBERD__MODEL__CONTEXT", "8192"), ("EMBERD__MQTT__NODE", "7"), ("EMBERD_KERNELS", "scalar")],
+        &["--socket", "/tmp/x.sock"],
+    );
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let printed = text(&output.stdout);
+    for line in ["context = 8192", "enabled = true", "node = \"7\"", "path = \"/tmp/x.sock\"", "kv = \"int8\""] {
+        assert!(printed.lines().any(|found| found == line), "{line}: {printed}");
+    }
+    // What it prints is a configuration that gives itself.
+    let again = check_config(&printed, &[], &[]);
+    assert_eq!(text(&again.stdout), printed);
+}
+
+#[test]
+fn configuration_errors_name_layer_key_and_range() {
+    let cases: [(&str, &[(&str, &str)], &[&str]); 13] = [
+        ("[mqtt]\nhots = \"x\"\n", &[], &["config.toml", "hots"]),
+        ("[metrics]\n", &[], &["config.toml", "metrics"]),
+        ("[model\n", &[], &["config.toml"]),
+        ("[queue]\ndepth = \"many\"\n", &[], &["config.toml", "depth"]),
+        ("", &[("EMBERD__SOCKET__PAHT", "/x")], &["EMBERD__", "paht"]),
+        ("[model]\ncontext = 3\n", &[], &["model.context", "16 to", "3"]),
+        ("[model]\nkernels = \"sse\"\n", &[], &["model.kernels", "neondot", "sse"]),
+        ("[model]\nkv = \"int4\"\n", &[], &["config.toml", "int4"]),
+        ("[socket]\nmode = \"0999\"\n", &[], &["socket.mode", "0999"]),
+        ("[mqtt]\nkeep_alive_s = 2\n", &[], &["mqtt.keep_alive_s", "5 to", "2"]),
+        ("[mqtt]\nbase = \"a/req/b\"\n", &[], &["mqtt.base", "a/req/b"]),
+        ("[mqtt]\nnode = \"a+\"\n", &[], &["mqtt.node", "a+"]),
+        ("[mqtt]\npassword_file = \"/does/not/exist\"\n", &[], &["/does/not/exist"]),
+    ];
+    for (file, environment, words) in cases {
+        let output = check_config(file, environment, &[]);
+        assert_eq!(output.status.code(), Some(78), "{file} {environment:?}: {output:?}");
+        for word in words {
+            assert!(text(&output.stderr).contains(word), "{file} {environment:?}: {}", text(&output.stderr));
+        }
+    }
+    assert_eq!(emberd(&["serve", "--config", "/does/not/exist.toml"]).output().unwrap().status.code(), Some(78));
+    assert_eq!(emberd(&["serve", "--nonsense"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn the_password_is_never_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret");
+    fs::write(&file, "s3cr3t\n").unwrap();
+    let output = check_config(&format!("[mqtt]\npassword_file = {file:?}\n"), &[], &[]);
+    assert!(text(&output.stdout).contains("password: set") && !text(&output.stdout).contains("s3cr3t"));
+}
+
+#[test]
+fn the_example_configuration_is_right_and_shows_the_built_in_values() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/config.toml");
+    let load = |file: &std::path::Path| {
+        Config::load(&Sources { file: Some(file.into()), environment: Some([].into()), flags: Vec::new() }).unwrap()
+    };
+    assert_eq!(load(example.as_ref()), Config::default());
+    // Every key that is commented out parses too; those of the built-in values equal them.
+    let text = fs::read_to_string(example).unwrap();
+    let uncommented: String = text
+        .lines()
+        .map(|line| line.strip_prefix("#").filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+        .fold(String::new(), |text, line| text + line + "\n");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().write_all(uncommented.as_bytes()).unwrap();
+    let mut shown = load(file.path());
+    for key in ["name", "group", "client_id", "username", "password_file", "node"] {
+        assert!(uncommented.contains(&format!("\n{key} = ")), "{key} is not in the example");
+    }
+    shown.model.name = None;
+    shown.socket.group = None;
+    (shown.mqtt.client_id, shown.mqtt.username, shown.mqtt.password_file, shown.mqtt.node) = Default::default();
+    assert_eq!(shown, Config::default());
+    let keys = |text: &str| text.lines().filter(|line| line.contains(" = ") && !line.starts_with("# ")).count();
+    assert_eq!(keys(&uncommented), keys(&Config::default().to_toml()) + 6, "a key is missing in the example");
+}
+
+fn ask(daemon: &Daemon, arguments: &[&str]) -> Output {
+    emberd(&["ask", "--socket", daemon.socket.to_str().unwrap()]).args(arguments).output().unwrap()
+}
+
+#[test]
+fn ask_prints_the_answer() {
+    let daemon = Daemon::start("");
+    let output = ask(&daemon, &["--system", "be short", "why", "is", "it"]);
+    assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("You said: be short|why is it\n", Some(0)));
+    let output = ask(&daemon, &["--json", "--seed", "9", "--max-tokens", "2", "hi"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json["choices"][0]["message"]["content"], &json["seed"]), (&"You said: ".into(), &9.into()));
+    let mut child = emberd(&["ask", "--temperature", "0"])
+        .env("EMBERD__SOCKET__PATH", &daemon.socket)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all("über stdin\n".as_bytes()).unwrap();
+    assert_eq!(text(&child.wait_with_output().unwrap().stdout), "You said: über stdin\n");
+}
+
+#[test]
+fn ask_tells_failures_apart() {
+    let daemon = Daemon::start("[queue]\ndepth = 0\n");
+    let output = ask(&daemon, &["@refuse"]);
+    assert_eq!(
+        (output.status.code(), text(&output.stderr).contains("template refuses")),
+        (Some(1), true),
+        "{output:?}"
+    );
+    let output = ask(&daemon, &["--temperature", "7", "x"]);
+    assert_eq!((output.status.code(), text(&output.stderr).contains("from 0 to 2")), (Some(1), true), "{output:?}");
+    let _running = daemon.send("POST", "/v1/prompt", "@hold");
+    daemon.wait_journal("start @hold");
+    assert_eq!(ask(&daemon, &["x"]).status.code(), Some(75));
+    let output = emberd(&["ask", "--socket", "/does/not/exist", "x"]).output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr).contains("emberd serve")), (Some(69), true), "{output:?}");
+}
+
+#[test]
+fn interrupting_ask_takes_the_request_back() {
+    let daemon = Daemon::start("");
+    let mut child =
+        emberd(&["ask", "--socket", daemon.socket.to_str().unwrap(), "@hold"]).stdout(Stdio::null()).spawn().unwrap();
+    daemon.wait_journal("start @hold");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    daemon.wait_journal("end @hold Ok(Cancelled)");
+    let status = wait_for("the end of ask", || child.try_wait().unwrap());
+    assert!(status.code() == Some(130) || status.signal() == Some(2), "{status:?}");
+}
+
+#[test]
+fn help_and_version() {
+    let output = emberd(&["--help"]).output().unwrap();
+    for word in ["serve", "check-config", "ask", "Exit codes", "EMBERD__SECTION__KEY"] {
+        assert!(text(&output.stdout).contains(word), "{word}");
+    }
+    let version = emberd(&["--version"]).output().unwrap();
+    assert_eq!(text(&version.stdout), format!("emberd {}\n", env!("CARGO_PKG_VERSION")));
+}
