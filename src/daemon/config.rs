@@ -314,6 +314,8 @@ impl Config {
         demand("mqtt.node", is_level(&node), || "one topic level, not \"req\"".into(), &node)?;
         let client = c.mqtt.client_id();
         demand("mqtt.client_id", (1..=128).contains(&client.len()), || "1 to 128 bytes".into(), &client)?;
+        let named = c.mqtt.password_file.is_none() || c.mqtt.username.is_some();
+        demand("mqtt.username", named, || "a name, since there is a password_file".into(), &"none")?;
         let level = tracing_subscriber::EnvFilter::try_new(&c.log.level);
         demand("log.level", level.is_ok(), || "error, warn, info, debug, trace or directives".into(), &c.log.level)
     }

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::lock;
+use super::lock::lock;
 use super::request::{Answer, Code, Failure};
 
 /// Called after every change, on the thread that made it. It must not call the scheduler.

@@ -10,12 +10,13 @@
 //! request back. The scheduler never learns who listens, and never waits for them.
 
 pub mod backend;
+mod lock;
 mod mailbox;
 mod queue;
 mod request;
 mod worker;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,22 +24,8 @@ use backend::{Backend, ModelInfo};
 use queue::Queue;
 
 pub use mailbox::{Update, Wake};
-pub use queue::Ticket;
+pub use queue::{Options, Ticket};
 pub use request::{Answer, Code, Failure, Request, Timings};
-
-/// Locks; what a panicking thread left behind is plain data that stays usable.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Bounds of the scheduler.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Requests that may wait while one is running.
-    pub depth: usize,
-    /// Most tokens of an answer, whatever the request asks for.
-    pub max_tokens: usize,
-}
 
 /// Handle of the engine thread; clones share it.
 #[derive(Clone)]

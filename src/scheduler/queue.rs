@@ -5,15 +5,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::lock::lock;
 use super::mailbox::{Reader, Reply, Update, Wake, mailbox};
 use super::request::{Code, Failure, Request};
-use super::{Options, lock};
 
 /// How often an idle engine says that it lives.
 const IDLE_BEAT: Duration = Duration::from_millis(500);
 
 /// Time of an answer before one has been measured.
 const FIRST_GUESS: Duration = Duration::from_secs(10);
+
+/// Bounds of the scheduler.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Requests that may wait while one is running.
+    pub depth: usize,
+    /// Most tokens of an answer, whatever the request asks for.
+    pub max_tokens: usize,
+}
 
 /// A request on its way through the queue.
 pub(super) struct Job {

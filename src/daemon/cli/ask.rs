@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
-use super::super::Error;
+use super::super::error::Error;
 
 /// Longest prompt that is read from standard input.
 const MAX_PROMPT: u64 = 64 << 20;

@@ -1,7 +1,7 @@
 //! `emberd check-config`.
 
-use super::super::Error;
-use super::Settings;
+use super::super::error::Error;
+use super::settings::Settings;
 
 /// Prints the merged configuration; whether a password is set, but not which.
 pub(super) fn run(settings: &Settings) -> Result<(), Error> {

@@ -10,11 +10,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use super::super::stopped;
+use super::super::waiting::stopped;
 use super::super::wire::{self, Asked, Form, Key, MAX_CORRELATION, WireRequest};
-use super::Options;
 use super::link::{Link, Lost, Message, News, Receipt};
-use super::outbox::{Entry, Outbox};
+use super::options::Options;
+use super::outbox::{Entry, MAX_IN_FLIGHT, Outbox};
 use crate::scheduler::backend::InputError;
 use crate::scheduler::{Code, Failure, Request, Scheduler, Ticket};
 
@@ -240,7 +240,7 @@ impl Door {
             let why = "a request with this id and another body is in progress; choose another id";
             return Err(Failure::new(Code::DuplicateMismatch, why));
         }
-        if self.open.len() >= self.options.open + super::outbox::MAX_IN_FLIGHT {
+        if self.open.len() >= self.options.open + MAX_IN_FLIGHT {
             // The broker takes no answers: more of them would only pile up here.
             let why = "the broker does not take the answers of earlier requests";
             return Err(Failure { retry_after_s: Some(10), ..Failure::new(Code::Busy, why) });

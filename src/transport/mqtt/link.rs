@@ -15,7 +15,7 @@ use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, S
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::Options;
+use super::options::Options;
 use super::outbox::{Entry, MAX_IN_FLIGHT};
 
 /// Commands that the client holds before it refuses more.

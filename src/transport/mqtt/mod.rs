@@ -16,66 +16,24 @@
 mod backoff;
 mod door;
 mod link;
+mod options;
 mod outbox;
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::backoff::Backoff;
 use self::door::{Door, End};
 use self::link::Link;
-use super::stopped;
-use super::wire::Topics;
+use super::waiting::stopped;
 use crate::scheduler::Scheduler;
+
+pub use self::options::Options;
 
 /// Failures of the same kind are logged once in this time.
 const LOG_EVERY: Duration = Duration::from_secs(60);
-
-/// Everything that the connection needs.
-#[derive(Clone)]
-pub struct Options {
-    /// Host name, address, or the path of a Unix socket when it starts with a slash.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// Must be this daemon's alone.
-    pub client_id: String,
-    /// User name.
-    pub username: Option<String>,
-    /// Password, never logged.
-    pub password: Option<String>,
-    /// Time between pings, at least 5 s.
-    pub keep_alive: Duration,
-    /// Largest packet that the broker may send.
-    pub max_packet: u32,
-    /// Seconds for which the broker keeps requests while the daemon is away.
-    pub session_expiry_s: u32,
-    /// The topics.
-    pub topics: Topics,
-    /// Requests that can be open at once: the running one and the queue.
-    pub open: usize,
-    /// Time for an answer, the queue included.
-    pub request_timeout: Duration,
-    /// Whether events are published.
-    pub events: bool,
-    /// Pieces of an answer and its progress are collected for this long.
-    pub batch: Duration,
-    /// Name of the model, for the answers.
-    pub model: String,
-    /// The retained `info`.
-    pub info: Value,
-}
-
-impl Options {
-    /// Messages that the broker may have unacknowledged: every open request and every answer on its way, and room for
-    /// what is acknowledged at once.
-    fn receive_maximum(&self) -> u16 {
-        (self.open + outbox::MAX_IN_FLIGHT + 16).try_into().unwrap_or(u16::MAX)
-    }
-}
 
 /// Serves requests until `stop` turns true; then sends what is left, for a few seconds at most, and says farewell.
 /// `connected` tells whether the broker can be reached.

@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 use axum::body::Bytes;
 use hyper::body::{Body, Frame};
 
-use super::super::Waiting;
 use super::super::openai::{self, Envelope};
+use super::super::waiting::Waiting;
 use crate::scheduler::{Answer, Update};
 
 /// A body that turns each update into bytes as soon as the client can take them.

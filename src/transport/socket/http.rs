@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -14,13 +14,25 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Map, Value, json};
 
-use super::super::Waiting;
 use super::super::fields::{Fields, conversation};
 use super::super::openai::{self, ChatRequest, Envelope};
-use super::Limits;
+use super::super::waiting::Waiting;
 use super::body::{AnswerBody, Events, Plain};
 use crate::scheduler::backend::{Input, InputError, ModelInfo, Sampling};
 use crate::scheduler::{Failure, Request, Scheduler, Update};
+
+/// Bounds of the connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections that are served at once.
+    pub connections: usize,
+    /// Time for a request's head, and again for its body.
+    pub header_timeout: Duration,
+    /// Most bytes of a request's body.
+    pub body_bytes: usize,
+    /// Time for an answer, the queue included.
+    pub request_timeout: Duration,
+}
 
 /// What the routes need; clones share it.
 #[derive(Clone)]

@@ -16,9 +16,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use super::stopped;
+use super::waiting::stopped;
 
-pub use http::Service;
+pub use http::{Limits, Service};
 pub use listen::{BindError, Listener};
 
 /// Connections beyond the limit that are told so; those beyond these wait in the kernel's backlog.
@@ -26,19 +26,6 @@ const REFUSALS: usize = 8;
 
 /// Time that a refused connection has to send its request and read the refusal.
 const REFUSAL_TIME: Duration = Duration::from_secs(5);
-
-/// Bounds of the connections.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Connections that are served at once.
-    pub connections: usize,
-    /// Time for a request's head, and again for its body.
-    pub header_timeout: Duration,
-    /// Most bytes of a request's body.
-    pub body_bytes: usize,
-    /// Time for an answer, the queue included.
-    pub request_timeout: Duration,
-}
 
 /// Serves connections until `stop` turns true, then gives those that are busy `grace` to end.
 pub async fn serve(listener: Listener, service: Service, mut stop: watch::Receiver<bool>, grace: Duration) {
@@ -106,11 +93,18 @@ async fn connection(
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(64 * 1024);
     let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(served);
-    let result = tokio::select! {
-        result = served.as_mut() => result,
-        () = stopped(&mut stop) => {
+    let ended = tokio::select! {
+        result = served.as_mut() => Some(result),
+        () = stopped(&mut stop) => None,
+        () = tokio::time::sleep(limits.request_timeout) => None,
+    };
+    // A connection that has lived long enough ends after the answer that it is at; one that does not even take that
+    // (a reader that stopped reading) is cut off, or it would keep its place for ever.
+    let result = match ended {
+        Some(result) => result,
+        None => {
             served.as_mut().graceful_shutdown();
-            served.await
+            tokio::time::timeout(limits.request_timeout * 2, served).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = result {
