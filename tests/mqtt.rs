@@ -2,9 +2,11 @@
 
 mod common;
 
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -60,6 +62,49 @@ impl Drop for Broker {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = &self.dir;
+    }
+}
+
+/// A cable between the daemon and the broker that can be pulled.
+struct Cable {
+    port: u16,
+    pulled: Arc<AtomicBool>,
+    ends: Arc<Mutex<Vec<TcpStream>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Cable {
+    fn plug(port: u16, broker: u16) -> Cable {
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (pulled, ends): (Arc<AtomicBool>, Arc<Mutex<Vec<TcpStream>>>) = Default::default();
+        let (stop, kept) = (Arc::clone(&pulled), Arc::clone(&ends));
+        let thread = std::thread::spawn(move || {
+            while !stop.load(Ordering::SeqCst) {
+                let Ok((near, _)) = listener.accept() else {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                near.set_nonblocking(false).unwrap();
+                let far = TcpStream::connect(("127.0.0.1", broker)).unwrap();
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                }
+                kept.lock().unwrap().extend([near, far]);
+            }
+        });
+        Cable { port, pulled, ends, thread: Some(thread) }
+    }
+
+    fn pull(mut self) -> u16 {
+        self.pulled.store(true, Ordering::SeqCst);
+        self.thread.take().unwrap().join().unwrap();
+        for end in self.ends.lock().unwrap().drain(..) {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+        self.port
     }
 }
 
@@ -324,15 +369,35 @@ fn the_broker_may_come_later_and_go_in_between() {
     drop(broker);
     drop(peer);
     daemon.wait_notified("STATUS=serving the socket; no connection");
-    // The answer is made while there is no broker, and waits for the next one.
     daemon.release();
     daemon.wait_journal("end one @hold Ok(Stop)");
-    // Before the daemon comes back, so that it is there for the answer.
     let _broker = Broker::start_at(port, "");
     let peer = Peer::connect(port, "peer", "#");
     peer.wait_state("online");
     peer.send("emberd/n/req/peer/2", "two");
     assert_eq!(peer.text_on("emberd/n/res/peer/2"), "You said: two");
+}
+
+#[test]
+fn an_answer_that_was_made_without_a_connection_is_delivered_later() {
+    let broker = Broker::start();
+    let cable = Cable::plug(0, broker.port);
+    let settings = broker.settings("").replace(&broker.port.to_string(), &cable.port.to_string());
+    let daemon = Daemon::start(&settings);
+    let peer = Peer::connect(broker.port, "peer", "#");
+    peer.wait_state("online");
+    peer.send("emberd/n/req/peer/1", "one @hold");
+    daemon.wait_journal("start one @hold");
+    let port = cable.pull();
+    peer.wait_state("offline");
+    daemon.release();
+    daemon.wait_journal("end one @hold Ok(Stop)");
+    let _cable = Cable::plug(port, broker.port);
+    assert_eq!(peer.text_on("emberd/n/res/peer/1"), "You said: one @hold");
+    // Its redelivery is not taken for a new request.
+    peer.send("emberd/n/req/peer/2", "two");
+    assert_eq!(peer.text_on("emberd/n/res/peer/2"), "You said: two");
+    assert_eq!(daemon.journal().lines().filter(|line| line.starts_with("start")).count(), 2, "{}", daemon.journal());
 }
 
 #[test]
@@ -431,4 +496,17 @@ fn a_password_from_a_credential_opens_the_door() {
     let locked_out = Daemon::start(&broker.settings("username = \"ember\"\nclient_id = \"other\""));
     locked_out.wait_logged("refused user name and password");
     assert_eq!(locked_out.post("/v1/prompt", "still here").body, "You said: still here");
+}
+
+#[test]
+fn prompts_and_answers_do_not_reach_the_log() {
+    // The daemon of the tests logs at the level debug.
+    let (_broker, daemon, peer) = both("");
+    peer.send("emberd/n/req/peer/1", r#"{"prompt":"my diagnosis","stream":true}"#);
+    assert_eq!(peer.json_on("emberd/n/res/peer/1")["text"], "You said: my diagnosis");
+    daemon.post("/v1/prompt?system=diagnosis", "my diagnosis");
+    daemon.post("/v1/chat/completions", &daemon.chat("diagnosis @fail", ""));
+    daemon.post("/v1/chat/completions", r#"{"messages":"diagnosis"}"#);
+    daemon.wait_logged("no answer");
+    assert!(!daemon.log().contains("diagnosis"), "{}", daemon.log());
 }

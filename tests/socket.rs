@@ -255,3 +255,20 @@ fn a_request_that_takes_too_long_expires() {
         assert_eq!((response.status, &response.json()["error"]["code"]), (504, &"expired".into()));
     }
 }
+
+#[test]
+fn large_bodies_are_refused_with_words_not_with_a_broken_pipe() {
+    let daemon = Daemon::start("[limits]\nbody_bytes = 2048\n");
+    let file = daemon.dir.path().join("large");
+    for bytes in [3_000, 300_000, 5_000_000] {
+        std::fs::write(&file, "x".repeat(bytes)).unwrap();
+        let output = Command::new("curl")
+            .args(["-sS", "--data-binary", &format!("@{}", file.display()), "http://localhost/v1/prompt"])
+            .arg("--unix-socket")
+            .arg(&daemon.socket)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("larger than 2048 bytes"), "{bytes}: {output:?}");
+    }
+}
