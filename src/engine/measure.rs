@@ -73,13 +73,13 @@ pub struct Perplexity {
 }
 
 /// Perplexity of `tokens` in windows of `context` positions, each headed by `bos`: every token is predicted once, from the
-/// tokens before it in its window.
+/// tokens before it in its window. `progress` gets the number of predictions and the perplexity so far.
 pub fn perplexity(
     runner: &mut Runner,
     bos: Option<u32>,
     tokens: &[u32],
     batch: usize,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(usize, f64),
 ) -> Result<Perplexity, MeasureError> {
     let vocab = runner.config().vocab_size;
     let window = runner.context() - usize::from(bos.is_some());
@@ -94,7 +94,7 @@ pub fn perplexity(
                 let nll = -log_probability(logits, ids[at] as usize);
                 (sum, squares, count) = (sum + nll, squares + nll * nll, count + 1);
             }
-            progress(count);
+            progress(count, (sum / count as f64).exp());
         })?;
     }
     let n = count as f64;

@@ -1,8 +1,13 @@
 //! Tokens in, tokens out: no sockets, no clock, no tokio.
 
 pub mod checkpoint;
+pub mod generate;
 pub mod kv_cache;
 pub mod measure;
 pub mod model;
 pub mod ops;
 pub mod runner;
+pub mod sampler;
+pub mod stream;
+pub mod template;
+pub mod tokenizer;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use crate::engine::checkpoint::config::Config;
-use crate::engine::checkpoint::{Checkpoint, CheckpointError};
+use crate::engine::checkpoint::{Checkpoint, CheckpointError, GenerationDefaults};
 use crate::engine::kv_cache::{KvCache, KvKind};
 use crate::engine::model::{Activations, Keep, Model};
 use crate::engine::ops::{Compute, MAX_BATCH};
@@ -123,6 +123,11 @@ impl Runner {
     /// Shapes of the model.
     pub fn config(&self) -> &Config {
         &self.model.net.config
+    }
+
+    /// Where an answer ends and how its tokens are drawn, as the checkpoint has it.
+    pub fn generation(&self) -> &GenerationDefaults {
+        &self.model.net.generation
     }
 
     /// Instruction set, threads and counters.

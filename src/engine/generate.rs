@@ -1,0 +1,196 @@
+//! A prompt in, an answer out: prefill, then sample and step until the model ends its turn.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use crate::engine::checkpoint::GenerationDefaults;
+use crate::engine::runner::{LoadError, Options, RunError, Runner};
+use crate::engine::sampler::{Sampler, SamplingParams};
+use crate::engine::stream::{Delta, StopError, TextStream};
+use crate::engine::template::{ChatRequest, ChatTemplate, TemplateError};
+use crate::engine::tokenizer::{Tokenizer, TokenizerError};
+
+/// Why a model directory cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Weights, kernels or threads.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// `tokenizer.json`.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// `chat_template.jinja`.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The tokenizer belongs to another model.
+    #[error("{}: expected at most {vocab} tokens, as config.json has, found {found}", path.display())]
+    Vocabulary {
+        /// The tokenizer.
+        path: PathBuf,
+        /// Tokens of the model.
+        vocab: usize,
+        /// Tokens of the tokenizer.
+        found: usize,
+    },
+    /// An answer would never end.
+    #[error("{}: no eos_token_id in generation_config.json or config.json: an answer would never end", dir.display())]
+    NoEnd {
+        /// The checkpoint.
+        dir: PathBuf,
+    },
+}
+
+/// Why an answer could not be generated.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// The prompt cannot be run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The stop texts cannot be used.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+}
+
+/// Progress of [`Engine::generate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// So many of the prompt's tokens have been computed.
+    Prefill(usize),
+    /// More of the answer, or of what the model thinks before it.
+    Delta(&'a Delta),
+    /// A token that gave no text yet.
+    Token,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended its turn, or a stop text came.
+    Stop,
+    /// `max_tokens` were generated, or the context is full.
+    Length,
+    /// The callback said `Break`.
+    Cancelled,
+}
+
+/// What [`Engine::generate`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens sampled, the one that ended the turn included.
+    pub completion_tokens: usize,
+    /// The seed in use.
+    pub seed: u64,
+}
+
+/// A checkpoint with everything that turns conversations into answers.
+pub struct Engine {
+    runner: Runner,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    defaults: GenerationDefaults,
+}
+
+impl Engine {
+    /// Opens the Hugging Face directory `dir`.
+    pub fn load(dir: &Path, options: &Options) -> Result<Engine, EngineError> {
+        let path = dir.join("tokenizer.json");
+        let tokenizer = Tokenizer::load(&path)?;
+        let template = ChatTemplate::load(dir)?;
+        let runner = Runner::load(dir, options)?;
+        let (vocab, found) = (runner.config().vocab_size, tokenizer.vocab_size());
+        if found > vocab {
+            return Err(EngineError::Vocabulary { path, vocab, found });
+        }
+        let defaults = runner.generation().clone();
+        if defaults.eos.is_empty() {
+            return Err(EngineError::NoEnd { dir: dir.to_path_buf() });
+        }
+        Ok(Engine { runner, tokenizer, template, defaults })
+    }
+
+    /// What runs the model.
+    pub fn runner(&self) -> &Runner {
+        &self.runner
+    }
+
+    /// The vocabulary.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// How the checkpoint wants its tokens drawn.
+    pub fn default_sampling(&self) -> SamplingParams {
+        let d = &self.defaults;
+        SamplingParams {
+            temperature: if d.do_sample { d.temperature } else { 0.0 },
+            top_k: u32::try_from(d.top_k).unwrap_or(0),
+            top_p: d.top_p,
+            min_p: d.min_p,
+            repetition_penalty: d.repetition_penalty,
+            seed: None,
+        }
+    }
+
+    /// Token ids of a conversation, ready for the model's answer. Nothing in it can become a control token.
+    pub fn encode_chat(&self, request: &ChatRequest) -> Result<Vec<u32>, TemplateError> {
+        self.template.prompt(request, &self.tokenizer)
+    }
+
+    /// Token ids of a text that the model continues: `<bos>` and the text.
+    pub fn encode_text(&self, text: &str) -> Vec<u32> {
+        self.runner.config().bos.into_iter().chain(self.tokenizer.encode_text(text)).collect()
+    }
+
+    /// Answers `prompt` with at most `max_tokens` tokens; `on` hears of every batch of the prompt and every token.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        sampling: SamplingParams,
+        stops: &[String],
+        max_tokens: usize,
+        on: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Outcome, GenerateError> {
+        let mut stream = TextStream::new(&self.tokenizer, stops.to_vec())?;
+        let mut sampler = Sampler::new(sampling, prompt);
+        let mut outcome = Outcome { finish: Finish::Cancelled, completion_tokens: 0, seed: sampler.seed() };
+        self.runner.reset();
+        let mut logits = self.runner.run(prompt, &mut |done| on(Progress::Prefill(done)))?;
+        while let Some(scores) = logits {
+            if outcome.completion_tokens == max_tokens {
+                outcome.finish = Finish::Length;
+                break;
+            }
+            let token = sampler.next(scores);
+            outcome.completion_tokens += 1;
+            if self.defaults.eos.contains(&token) {
+                outcome.finish = Finish::Stop;
+                break;
+            }
+            if tell(&stream.push(&self.tokenizer, token), on).is_break() {
+                return Ok(outcome);
+            }
+            if stream.stopped() {
+                outcome.finish = Finish::Stop;
+                break;
+            }
+            if outcome.completion_tokens == max_tokens || self.runner.position() == self.runner.context() {
+                outcome.finish = Finish::Length;
+                break;
+            }
+            logits = self.runner.run(&[token], &mut |_| ControlFlow::Continue(()))?;
+        }
+        if outcome.finish != Finish::Cancelled && tell(&stream.finish(), on).is_break() {
+            outcome.finish = Finish::Cancelled;
+        }
+        Ok(outcome)
+    }
+}
+
+fn tell(deltas: &[Delta], on: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
+    if deltas.is_empty() {
+        return on(Progress::Token);
+    }
+    deltas.iter().try_for_each(|delta| on(Progress::Delta(delta)))
+}
