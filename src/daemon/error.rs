@@ -43,6 +43,9 @@ pub enum Error {
     /// The daemon refused the request or failed over it.
     #[error("{0}")]
     Refused(String),
+    /// A file or a model that a command names cannot be used.
+    #[error("{0}")]
+    Failed(String),
     /// A second signal, or Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -55,6 +58,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// A command's failure, told by `cause`.
+    pub(super) fn failed(cause: impl std::fmt::Display) -> Error {
+        Error::Failed(cause.to_string())
+    }
+
     /// The exit code.
     pub fn code(&self) -> u8 {
         match self {
@@ -65,7 +73,7 @@ impl Error {
             Error::Unavailable(_) => exit::UNAVAILABLE,
             Error::Busy(_) => exit::TEMPORARY,
             Error::Interrupted => exit::INTERRUPTED,
-            Error::Refused(_) | Error::System(..) | Error::EngineDied => exit::INTERNAL,
+            Error::Refused(_) | Error::Failed(_) | Error::System(..) | Error::EngineDied => exit::INTERNAL,
         }
     }
 }

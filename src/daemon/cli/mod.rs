@@ -2,7 +2,11 @@
 
 mod ask;
 mod check_config;
+mod debug;
+mod inspect;
 mod log;
+mod model;
+mod perplexity;
 mod serve;
 mod settings;
 
@@ -32,6 +36,13 @@ enum Command {
     CheckConfig(Settings),
     /// Ask the running daemon and print its answer as it comes
     Ask(ask::Ask),
+    /// Say what a checkpoint is, what serving it takes, and whether this machine has that
+    Inspect(inspect::Inspect),
+    /// Measure how well a checkpoint predicts a text
+    Perplexity(perplexity::Perplexity),
+    /// Run parts of the engine one by one
+    #[command(subcommand)]
+    Debug(debug::Debug),
 }
 
 /// Runs the command that the arguments name.
@@ -40,6 +51,9 @@ pub fn main() -> ExitCode {
         Command::Serve(settings) => serve::run(&settings),
         Command::CheckConfig(settings) => check_config::run(&settings),
         Command::Ask(ask) => ask::run(&ask),
+        Command::Inspect(inspect) => inspect::run(&inspect),
+        Command::Perplexity(perplexity) => perplexity::run(&perplexity),
+        Command::Debug(debug) => debug::run(&debug),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

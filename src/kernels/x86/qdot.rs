@@ -41,11 +41,11 @@ pub(super) fn tile<const BITS: usize, const R: usize, const T: usize>(
                 let fields = fields::<BITS>(codes);
                 for t in 0..T {
                     let mut pairs = _mm256_setzero_si256();
-                    for p in 0..8 / BITS {
+                    for (p, &codes) in fields.iter().enumerate().take(8 / BITS) {
                         // SAFETY: `at < len` is a multiple of 32, so `check` says that plane `p` has 32 bytes there.
                         #[allow(unsafe_code)]
                         let q = unsafe { _mm256_loadu_si256(tokens[t].as_ptr().add(p * stride + at).cast()) };
-                        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(fields[p], q));
+                        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes, q));
                     }
                     let products = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
                     sums[r][t] = _mm256_add_epi32(sums[r][t], products);

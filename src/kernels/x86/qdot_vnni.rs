@@ -25,11 +25,11 @@ pub(super) fn tile<const BITS: usize, const R: usize, const T: usize>(
         for r in 0..R {
             let fields = fields::<BITS>(load_codes(rows[r], at));
             for t in 0..T {
-                for p in 0..8 / BITS {
+                for (p, &codes) in fields.iter().enumerate().take(8 / BITS) {
                     // SAFETY: `at < len` is a multiple of 64, so `check` says that plane `p` has 64 bytes there.
                     #[allow(unsafe_code)]
                     let q = unsafe { _mm512_loadu_si512(tokens[t].as_ptr().add(p * stride + at).cast()) };
-                    sums[r][t] = _mm512_dpbusd_epi32(sums[r][t], fields[p], q);
+                    sums[r][t] = _mm512_dpbusd_epi32(sums[r][t], codes, q);
                 }
             }
         }

@@ -1,0 +1,41 @@
+//! `emberd inspect`: what a checkpoint is and what serving it takes.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::super::Error;
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::checkpoint::inspect::Report;
+use crate::engine::checkpoint::summary::Summary;
+
+#[derive(Args)]
+pub(super) struct Inspect {
+    /// Directory of the checkpoint
+    dir: PathBuf,
+    /// Tokens that prompt and answer share
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    context: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(inspect: &Inspect) -> Result<(), Error> {
+    let checkpoint = Checkpoint::open(&inspect.dir).map_err(Error::failed)?;
+    let memory = sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
+    let available = sysinfo::System::new_with_specifics(memory).ok().map(|system| system.available_memory());
+    let report = Report::new(
+        Summary::new(&checkpoint.config, checkpoint.prefix),
+        checkpoint.file_bytes,
+        inspect.context,
+        available,
+    );
+    if inspect.json {
+        let json = serde_json::to_string_pretty(&report).map_err(Error::failed)?;
+        println!("{json}");
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}

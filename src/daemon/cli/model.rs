@@ -1,0 +1,73 @@
+//! Flags of the commands that run a model themselves, and what these commands share.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::super::Error;
+use crate::engine::kv_cache::KvKind;
+use crate::engine::runner::{Options, Runner};
+
+/// Form of the KV cache.
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum Kv {
+    /// On the checkpoint's own int8 grids
+    Int8,
+    /// Not quantized
+    F32,
+}
+
+/// A model and how to run it.
+#[derive(Args)]
+pub(super) struct RunModel {
+    /// Directory of the checkpoint
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: PathBuf,
+    /// Form of the KV cache
+    #[arg(long, value_enum, default_value = "int8")]
+    kv: Kv,
+    /// Threads that compute; 0 is one per CPU
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Instruction set: scalar, neon, neondot, avx2 or avx512vnni; the best one that the CPU has when absent
+    #[arg(long, value_name = "NAME", env = "EMBERD_KERNELS")]
+    kernels: Option<String>,
+    /// Tokens that go through the layers together, 1 to 128
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=128))]
+    batch: u16,
+}
+
+impl RunModel {
+    pub(super) fn batch(&self) -> usize {
+        self.batch.into()
+    }
+
+    /// Loads the model for `context` positions; 0 takes as many as it was made for.
+    pub(super) fn load(&self, context: usize) -> Result<Runner, Error> {
+        let kv = match self.kv {
+            Kv::Int8 => KvKind::Int8,
+            Kv::F32 => KvKind::F32,
+        };
+        let kernels = self.kernels.clone().filter(|name| !name.is_empty() && name != "auto");
+        let options = Options { kv, context, threads: self.threads, kernels, batch: self.batch() };
+        Runner::load(&self.model, &options).map_err(Error::failed)
+    }
+}
+
+/// A progress bar over `total` tokens on standard error; it hides itself when that is no terminal.
+pub(super) fn progress(total: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {per_sec}, {eta} left {msg}");
+    let bar = ProgressBar::new(total as u64);
+    if let Ok(style) = style { bar.with_style(style) } else { bar }
+}
+
+/// Reads the file `path`, at most `limit` bytes.
+pub(super) fn read(path: &std::path::Path, limit: u64) -> Result<Vec<u8>, Error> {
+    let failed = |error| Error::Failed(format!("{}: {error}", path.display()));
+    let size = std::fs::metadata(path).map_err(failed)?.len();
+    if size > limit {
+        return Err(Error::Failed(format!("{}: {size} bytes, at most {limit} are read", path.display())));
+    }
+    std::fs::read(path).map_err(failed)
+}
