@@ -1,6 +1,5 @@
 //! Open requests and their way through one connection after another.
 
-use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,9 +19,6 @@ use crate::scheduler::{Code, Failure, Request, Scheduler, Ticket};
 
 /// Time that the farewell may take.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-/// Finished requests whose redelivery is recognised.
-const REMEMBERED: usize = 64;
 
 /// Bytes of a PUBLISH that are neither topic nor payload nor correlation data, generously.
 const PACKET_OVERHEAD: usize = 128;
@@ -59,7 +55,6 @@ pub(super) struct Door {
     scheduler: Scheduler,
     /// In the order of arrival; few enough to be searched.
     open: Vec<Open>,
-    finished: VecDeque<(Key, u64)>,
     outbox: Outbox,
     /// Rung by the scheduler when a ticket has news.
     bell: Arc<Notify>,
@@ -67,8 +62,8 @@ pub(super) struct Door {
 
 impl Door {
     pub(super) fn new(options: Options, scheduler: Scheduler) -> Door {
-        let (open, finished, outbox, bell) = Default::default();
-        Door { options, scheduler, open, finished, outbox, bell }
+        let (open, outbox, bell) = Default::default();
+        Door { options, scheduler, open, outbox, bell }
     }
 
     /// Serves one connection. `up` is called when the broker has accepted it and the subscriptions.
@@ -178,9 +173,6 @@ impl Door {
                 acknowledge(link, std::mem::replace(&mut open.receipt, receipt).as_ref());
             }
             return;
-        }
-        if message.repeated && self.finished.contains(&(key.clone(), digest)) {
-            return acknowledge(link, receipt.as_ref());
         }
         let form = Form::of(message.content_type.as_deref(), &message.payload);
         let (reply_to, correlation) = match self.reply_address(&key, &message) {
@@ -365,10 +357,6 @@ impl Door {
         if let Some(at) = self.open.iter().position(|open| open.key == key) {
             let open = self.open.remove(at);
             acknowledge(link, open.receipt.as_ref());
-            self.finished.push_back((key, open.digest));
-            if self.finished.len() > REMEMBERED {
-                self.finished.pop_front();
-            }
         }
     }
 }

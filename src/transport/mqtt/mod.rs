@@ -12,6 +12,8 @@
 //! permission to deliver the message that `busy` or a cancellation answers to.
 //!
 //! Answers wait in an outbox until the broker has them. Requests with the name of an open one are not started twice.
+//! A finished one is forgotten: should the connection break between the broker's acknowledgement of the answer and the
+//! daemon's of the request, the request is answered again.
 
 mod backoff;
 mod door;
