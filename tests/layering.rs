@@ -91,7 +91,7 @@ fn children_do_not_use_their_parents() {
     let mut violations = Vec::new();
     for (path, code) in &all {
         // conformance.rs is a test of everything its parent lists.
-        if layer(&path[0]).is_none() || path.last().is_some_and(|name| name == "conformance") {
+        if layer(&path[0]).is_none() || path.iter().any(|name| name == "conformance") {
             continue;
         }
         let parent = &path[..path.len() - 1];
@@ -123,7 +123,8 @@ fn children_do_not_use_their_parents() {
 
 #[test]
 fn unsafe_and_tokio_stay_in_their_places() {
-    let may_be_unsafe = ["kernels/neon", "kernels/x86", "kernels/mod", "parallel", "engine/checkpoint/files"];
+    let may_be_unsafe =
+        ["kernels/neon", "kernels/x86", "kernels/conformance/guard", "parallel", "engine/checkpoint/files"];
     let may_be_async = ["transport/", "daemon/"];
     let mut violations = Vec::new();
     for (path, code) in sources() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::super::Error;
+use super::super::error::Error;
 use super::model::{RunModel, progress, read};
 use crate::engine::checkpoint::synth::{self, SHAPES, Shape};
 use crate::engine::measure;
@@ -67,7 +67,7 @@ pub(super) struct Synth {
     /// The same seed gives the same bytes
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Take this tokenizer.json along
+    /// Take this tokenizer.json instead of a small one
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::super::Error;
+use super::super::error::Error;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::checkpoint::inspect::Report;
 use crate::engine::checkpoint::summary::Summary;

@@ -3,6 +3,8 @@
 mod ask;
 mod check_config;
 mod debug;
+#[cfg(feature = "demo")]
+mod demo;
 mod inspect;
 mod log;
 mod model;
@@ -40,6 +42,9 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure how well a checkpoint predicts a text
     Perplexity(perplexity::Perplexity),
+    /// Show the daemon at work: its own socket, its own broker, a few prompts
+    #[cfg(feature = "demo")]
+    Demo(demo::Demo),
     /// Run parts of the engine one by one
     #[command(subcommand)]
     Debug(debug::Debug),
@@ -53,6 +58,8 @@ pub fn main() -> ExitCode {
         Command::Ask(ask) => ask::run(&ask),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Perplexity(perplexity) => perplexity::run(&perplexity),
+        #[cfg(feature = "demo")]
+        Command::Demo(demo) => demo::run(&demo),
         Command::Debug(debug) => debug::run(&debug),
     };
     match result {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::super::Error;
+use super::super::error::Error;
 use crate::engine::kv_cache::KvKind;
 use crate::engine::runner::{Options, Runner};
 

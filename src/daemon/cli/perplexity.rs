@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::super::Error;
+use super::super::error::Error;
 use super::model::{RunModel, progress, read};
 use crate::engine::measure;
 use crate::engine::tokenizer::Tokenizer;

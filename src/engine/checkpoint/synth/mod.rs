@@ -6,6 +6,7 @@
 
 mod fill;
 mod shapes;
+mod vocabulary;
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -41,8 +42,8 @@ impl Plan {
     }
 }
 
-/// Writes `config.json`, `generation_config.json` and `model.safetensors` of `shape` into `dir`, which is made if need
-/// be. The same seed gives the same bytes. Each file appears complete or not at all.
+/// Writes `config.json`, `generation_config.json`, `model.safetensors` and a small `tokenizer.json` of `shape` into `dir`,
+/// which is made if need be. The same seed gives the same bytes. Each file appears complete or not at all.
 ///
 /// # Errors
 ///
@@ -58,6 +59,7 @@ pub fn write(shape: &Shape, seed: u64, dir: &Path) -> Result<(), CheckpointError
         "do_sample": true, "temperature": 1.0, "top_k": 64, "top_p": 0.95,
     });
     atomically(&dir.join("generation_config.json"), |out| out.write_all(pretty(&generation).as_bytes()))?;
+    atomically(&dir.join("tokenizer.json"), |out| out.write_all(vocabulary::tokenizer_json().as_bytes()))?;
     atomically(&dir.join("config.json"), |out| out.write_all(json.as_bytes()))
 }
 

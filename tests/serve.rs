@@ -1,0 +1,214 @@
+//! The shipped binary with a real (random) model behind both doors: what a user runs, end to end.
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use common::wait_for;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+fn emberd() -> Command {
+    let mut command = common::command(env!("CARGO_BIN_EXE_emberd"));
+    command.stdin(Stdio::null()).env_remove("EMBERD_KERNELS");
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().expect("the command starts")
+}
+
+fn stdout(output: Output) -> String {
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn model(dir: &Path, shape: &str) -> PathBuf {
+    let model = dir.join(shape);
+    stdout(run(emberd().args(["debug", "synth", "--shape", shape, "--out"]).arg(&model)));
+    model
+}
+
+struct Served {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Served {
+    fn start(dir: &Path, model: &Path, more: &str, environment: &[(&str, &str)]) -> Served {
+        let socket = dir.join("emberd.sock");
+        let file = dir.join("config.toml");
+        let config =
+            format!("[model]\npath = {}\ncontext = 512\n[socket]\npath = {}\n{more}", json!(model), json!(socket));
+        fs::write(&file, config).expect("config");
+        let mut command = emberd();
+        command.arg("serve").arg("--config").arg(&file).envs(environment.iter().copied());
+        let child = command.stderr(Stdio::null()).spawn().expect("emberd serve");
+        wait_for("the socket", || socket.exists().then_some(()));
+        Served { child, socket }
+    }
+
+    fn ask(&self, prompt: &str, more: &[&str]) -> String {
+        let options = ["ask", "--temperature", "0", "--max-tokens", "24", "--socket"];
+        stdout(run(emberd().args(options).arg(&self.socket).args(more).arg(prompt)))
+    }
+
+    fn stop(mut self) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("still running");
+        assert_eq!(self.child.wait().expect("ends").code(), Some(0));
+        assert!(!self.socket.exists());
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn both_doors_give_the_models_answer() {
+    let dir = tempfile::tempdir().expect("directory");
+    let model = model(dir.path(), "tiny-e2b");
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("free port").port();
+    let conf = dir.path().join("mosquitto.conf");
+    fs::write(&conf, format!("listener {port} 127.0.0.1\nallow_anonymous true\n")).expect("mosquitto.conf");
+    let mut broker = Command::new("/usr/sbin/mosquitto").arg("-c").arg(conf).stderr(Stdio::null()).spawn();
+    let broker = broker.as_mut().expect("mosquitto is needed for this test (Debian package mosquitto)");
+    let mqtt = format!("[mqtt]\nenabled = true\nhost = \"127.0.0.1\"\nport = {port}\nnode = \"test\"\n");
+    let served = Served::start(dir.path(), &model, &mqtt, &[]);
+
+    let streamed = served.ask("Is the window open?", &[]);
+    let whole: Value = serde_json::from_str(&served.ask("Is the window open?", &["--json"])).expect("JSON");
+    let text = whole["choices"][0]["message"]["content"].as_str().expect("content");
+    assert!(!text.is_empty());
+    assert_eq!(streamed.trim_end_matches('\n'), text.trim_end_matches('\n'));
+    assert!(whole["usage"]["completion_tokens"].as_u64().is_some_and(|n| (1..=24).contains(&n)), "{whole}");
+
+    // The same over MQTT, with mosquitto's own programs as the device. The state is retained, so waiting for it waits
+    // for the daemon.
+    let port = port.to_string();
+    let subscribe = |topic: &str| {
+        let mut command = Command::new("mosquitto_sub");
+        command.args(["-V", "5", "-h", "127.0.0.1", "-p", &port, "-W", "100", "-t", topic]).stdout(Stdio::piped());
+        command
+    };
+    let online = run(subscribe("emberd/test/state").args(["-C", "1"]));
+    assert_eq!(String::from_utf8_lossy(&online.stdout).trim(), "online");
+    let request = json!({"prompt": "Is the window open?", "temperature": 0, "max_tokens": 24}).to_string();
+    let rr = Command::new("mosquitto_rr")
+        .args(["-V", "5", "-h", "127.0.0.1", "-p", &port, "-W", "100", "-q", "1"])
+        .args(["-t", "emberd/test/req/device/1", "-e", "emberd/test/res/device/1", "-m", &request])
+        .output()
+        .expect("mosquitto_rr is needed for this test (Debian package mosquitto-clients)");
+    let answer: Value = serde_json::from_slice(&rr.stdout).expect("JSON answer");
+    assert_eq!(answer["text"], text, "{answer}");
+
+    served.stop();
+    broker.kill().expect("mosquitto");
+    let _ = broker.wait();
+}
+
+/// Threads, instruction sets and a restart change no answer; greedy and seeded answers repeat.
+#[test]
+fn answers_do_not_depend_on_the_machine() {
+    let dir = tempfile::tempdir().expect("directory");
+    let model = model(dir.path(), "tiny-e4b");
+    let seeded = ["--temperature", "0.9", "--seed", "5"];
+    let ask_seeded = |served: &Served| {
+        stdout(run(emberd().args(["ask", "--socket"]).arg(&served.socket).args(seeded).args([
+            "--max-tokens",
+            "9",
+            "hi",
+        ])))
+    };
+    let first = Served::start(dir.path(), &model, "", &[]);
+    let greedy = first.ask("2+2?", &["--system", "Answer in one word."]);
+    let drawn = ask_seeded(&first);
+    assert_eq!(drawn, ask_seeded(&first));
+    first.stop();
+    let second =
+        Served::start(dir.path(), &model, "", &[("EMBERD_KERNELS", "scalar"), ("EMBERD__MODEL__THREADS", "3")]);
+    assert_eq!(greedy, second.ask("2+2?", &["--system", "Answer in one word."]));
+    assert_eq!(drawn, ask_seeded(&second));
+    second.stop();
+}
+
+#[test]
+fn a_model_that_cannot_be_used_is_refused_with_its_file() {
+    let dir = tempfile::tempdir().expect("directory");
+    let model = model(dir.path(), "tiny-e2b");
+    let config = dir.path().join("config.toml");
+    fs::write(&config, "").expect("config");
+    let refused = |environment: &[(&str, &str)], model: &Path| {
+        let socket = dir.path().join("refused.sock");
+        let output = run(emberd()
+            .arg("serve")
+            .arg("--config")
+            .arg(&config)
+            .arg("--model")
+            .arg(model)
+            .arg("--socket")
+            .arg(&socket)
+            .envs(environment.iter().copied()));
+        assert_eq!(output.status.code(), Some(78), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!socket.exists());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = refused(&[("EMBERD_KERNELS", "sse2")], &model);
+    assert!(said.contains("sse2") && said.contains("scalar"), "{said}");
+    let weights = model.join("model.safetensors");
+    let bytes = fs::read(&weights).expect("weights");
+    fs::write(&weights, &bytes[..bytes.len() - 1]).expect("shorter");
+    let said = refused(&[], &model);
+    assert!(said.contains("model.safetensors"), "{said}");
+    fs::remove_file(&weights).expect("removed");
+    let said = refused(&[], &model);
+    assert!(said.contains("model.safetensors"), "{said}");
+}
+
+#[test]
+fn the_parts_can_be_run_one_by_one() {
+    let dir = tempfile::tempdir().expect("directory");
+    let model = model(dir.path(), "tiny-e2b");
+    let page = stdout(run(emberd().arg("inspect").arg(&model)));
+    assert!(page.contains("weights read per token") && page.contains("4 bits"), "{page}");
+    let report: Value =
+        serde_json::from_str(&stdout(run(emberd().args(["inspect", "--json"]).arg(&model)))).expect("JSON");
+    assert_eq!(report["vocab_size"], 512);
+
+    let (tokens, logits) = (dir.path().join("tokens.json"), dir.path().join("logits.safetensors"));
+    fs::write(&tokens, "[2, 7, 300, 9, 511]").expect("tokens");
+    let write = |batch: &str| {
+        let command = &mut emberd();
+        command.args(["debug", "logits", "--kv", "f32", "--batch", batch, "--model"]).arg(&model);
+        stdout(run(command.arg("--tokens").arg(&tokens).arg("--out").arg(&logits)));
+        fs::read(&logits).expect("logits")
+    };
+    let bytes = write("1");
+    assert!(bytes == write("3"));
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    assert_eq!(file.tensor("logits").expect("logits").shape(), [5, 512]);
+    fs::write(&tokens, "[2, 512]").expect("tokens");
+    let refused = run(emberd()
+        .args(["debug", "logits", "--model"])
+        .arg(&model)
+        .arg("--tokens")
+        .arg(&tokens)
+        .args(["--out", "/dev/null"]));
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("token 512"));
+
+    let text = dir.path().join("text");
+    fs::write(&text, "the quick brown fox ".repeat(40)).expect("text");
+    let command = &mut emberd();
+    command.args(["perplexity", "--json", "--context", "64", "--model"]).arg(&model).arg("--text").arg(&text);
+    let found: Value = serde_json::from_str(&stdout(run(command))).expect("JSON");
+    assert_eq!(found["tokens"], 800);
+    assert!(found["perplexity"].as_f64().is_some_and(|p| p > 1.0), "{found}");
+}
