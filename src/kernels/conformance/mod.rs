@@ -129,6 +129,8 @@ fn dots(reports: &mut [Report]) {
         for k in LENGTHS {
             dots_of(reports, bits, k, 9, 9);
         }
+        // More than two panels of rows.
+        dots_of(reports, bits, 272, 35, 5);
         dots_of(reports, bits, MAX_K - 16, 1, 1);
         dots_of(reports, bits, MAX_K, 2, 1);
     }
