@@ -181,3 +181,17 @@ fn prompt_tokens_skip_the_upper_layers() {
         assert_eq!(stats.vectors(Projection::Head), 1);
     }
 }
+
+/// The ring of a sliding layer wraps after the window and a batch: 300 tokens go round it twice.
+#[test]
+fn long_prompts_do_not_depend_on_where_the_ring_wraps() {
+    for dir in checkpoints() {
+        let vocab = runner(&dir, KvKind::Int8, "scalar", 1).config().vocab_size as u32;
+        let ids: Vec<u32> = (0..300u32).map(|i| (i * 7919 + 13) % vocab).collect();
+        let best = kernels::available()[0].name();
+        let one_by_one = logits(&dir, KvKind::Int8, best, 2, 1, &ids);
+        for batch in [23, 128] {
+            assert!(one_by_one == logits(&dir, KvKind::Int8, best, 2, batch, &ids), "{} {batch}", dir.display());
+        }
+    }
+}

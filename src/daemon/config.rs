@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use config::builder::DefaultState;
 use config::{ConfigBuilder, Environment, File, FileFormat};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// Where the files are.
@@ -54,7 +54,7 @@ pub struct Model {
     /// Directory of the checkpoint.
     pub path: PathBuf,
     /// Name under which it is offered; the directory's name when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
     pub name: Option<String>,
     /// Form of the KV cache.
     pub kv: Kv,
@@ -63,6 +63,7 @@ pub struct Model {
     /// Threads that compute; 0 is one per physical core.
     pub threads: usize,
     /// `auto`, or the name of an instruction set.
+    #[serde(deserialize_with = "text")]
     pub kernels: String,
 }
 
@@ -95,9 +96,10 @@ pub struct Socket {
     /// The socket's file.
     pub path: PathBuf,
     /// Its mode, octal.
+    #[serde(deserialize_with = "text")]
     pub mode: String,
     /// Its group; the daemon's own when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
     pub group: Option<String>,
     /// Connections that are served at once.
     pub max_connections: usize,
@@ -112,22 +114,24 @@ pub struct Mqtt {
     /// Whether to connect.
     pub enabled: bool,
     /// Host, address, or path of a Unix socket.
+    #[serde(deserialize_with = "text")]
     pub host: String,
     /// TCP port.
     pub port: u16,
     /// `emberd-<node>` when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
     pub client_id: Option<String>,
     /// User name at the broker.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
     pub username: Option<String>,
     /// File whose first line is the password; `$CREDENTIALS_DIRECTORY/mqtt-password` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
     /// First levels of all topics.
+    #[serde(deserialize_with = "text")]
     pub base: String,
     /// The level after them; the host's name when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
     pub node: Option<String>,
     /// Seconds between pings.
     pub keep_alive_s: u64,
@@ -146,6 +150,7 @@ pub struct Mqtt {
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or directives per module.
+    #[serde(deserialize_with = "text")]
     pub level: String,
 }
 
@@ -273,7 +278,7 @@ impl Config {
             builder = builder.add_source(File::from(path).format(FileFormat::Toml));
             read(&builder).map_err(layer(&name))?;
         }
-        let environment = Environment::with_prefix("EMBERD").prefix_separator("__").separator("__").try_parsing(true);
+        let environment = Environment::with_prefix("EMBERD").prefix_separator("__").separator("__");
         builder = builder.add_source(environment.source(sources.environment.clone()));
         let mut merged = read(&builder).map_err(layer("environment (EMBERD__SECTION__KEY)"))?;
         for (key, value) in &sources.flags {
@@ -288,7 +293,7 @@ impl Config {
         let c = self;
         range("model.context", c.model.context, 16..=1 << 20)?;
         range("model.threads", c.model.threads, 0..=256)?;
-        range("queue.depth", c.queue.depth, 0..=1000)?;
+        range("queue.depth", c.queue.depth, 0..=200)?;
         range("limits.max_tokens", c.limits.max_tokens, 1..=1 << 20)?;
         range("limits.request_timeout_s", c.limits.request_timeout_s, 1..=86_400)?;
         range("limits.body_bytes", c.limits.body_bytes, 1024..=64 << 20)?;
@@ -333,6 +338,18 @@ impl Config {
         }
         out
     }
+}
+
+/// A string that was written as one: config-rs would also take a number, and `mode = 0o660` would become "432".
+fn text<'de, D: Deserializer<'de>>(value: D) -> Result<String, D::Error> {
+    match Value::deserialize(value)? {
+        Value::String(text) => Ok(text),
+        other => Err(serde::de::Error::custom(format_args!("invalid type: {other}, expected a string in quotes"))),
+    }
+}
+
+fn some_text<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    text(value).map(Some)
 }
 
 fn read(builder: &ConfigBuilder<DefaultState>) -> Result<Config, config::ConfigError> {

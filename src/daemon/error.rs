@@ -5,6 +5,8 @@ use crate::transport::socket::BindError;
 
 /// Exit codes, from sysexits(3) where it has a fitting one.
 pub mod exit {
+    /// Nothing went wrong.
+    pub const DONE: u8 = 0;
     /// Any other failure.
     pub const INTERNAL: u8 = 1;
     /// Wrong arguments.
@@ -46,6 +48,9 @@ pub enum Error {
     /// A file or a model that a command names cannot be used.
     #[error("{0}")]
     Failed(String),
+    /// Nobody reads standard output any more.
+    #[error("nobody reads the output")]
+    Unread,
     /// A second signal, or Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -72,6 +77,7 @@ impl Error {
             Error::Usage(_) => exit::USAGE,
             Error::Unavailable(_) => exit::UNAVAILABLE,
             Error::Busy(_) => exit::TEMPORARY,
+            Error::Unread => exit::DONE,
             Error::Interrupted => exit::INTERRUPTED,
             Error::Refused(_) | Error::Failed(_) | Error::System(..) | Error::EngineDied => exit::INTERNAL,
         }

@@ -3,12 +3,12 @@
 use std::ops::ControlFlow;
 
 use super::config::{self, Kv};
-use crate::engine::generate::{self, Engine, Progress};
+use crate::engine::generate::{Engine, Progress};
 use crate::engine::kv_cache::KvKind;
 use crate::engine::runner::Options;
 use crate::engine::stream::Delta;
 use crate::engine::template::{ChatRequest, TemplateError};
-use crate::scheduler::backend::{Backend, Finish, Input, InputError, ModelInfo, Outcome, Sampling, Step};
+use crate::scheduler::backend::{Backend, Input, InputError, ModelInfo, Outcome, Sampling, Step};
 
 /// Loads the model.
 ///
@@ -95,11 +95,7 @@ impl Backend for Loaded {
         let outcome = self.engine.generate(prompt, params, &sampling.stop, max_tokens, &mut tell);
         let outcome = outcome.map_err(|error| error.to_string())?;
         Ok(Outcome {
-            finish: match outcome.finish {
-                generate::Finish::Stop => Finish::Stop,
-                generate::Finish::Length => Finish::Length,
-                generate::Finish::Cancelled => Finish::Cancelled,
-            },
+            finish: outcome.finish,
             prompt_tokens: total,
             completion_tokens: outcome.completion_tokens,
             seed: outcome.seed,

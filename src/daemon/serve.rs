@@ -40,7 +40,11 @@ where
 {
     let io = std::thread::Builder::new().name("io".into()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(|error| Error::System("cannot start the I/O runtime", error))?.block_on(run(config, load))
+        let runtime = runtime.map_err(|error| Error::System("cannot start the I/O runtime", error))?;
+        let result = runtime.block_on(run(config, load));
+        // Does not wait for a name lookup in progress.
+        runtime.shutdown_background();
+        result
     });
     let io = io.map_err(|error| Error::System("cannot start the thread io", error))?;
     io.join().unwrap_or_else(|_| Err(Error::System("thread io", io::Error::other("panicked"))))

@@ -1,8 +1,7 @@
 //! What the service manager is told. Without one, all of it does nothing.
 
-use std::time::Duration;
-
 use sd_notify::NotifyState;
+use tokio::time::Interval;
 use tracing::debug;
 
 /// Tells the service manager; a failure is not worth more than a line in the log.
@@ -14,19 +13,23 @@ pub(super) fn tell(states: &[NotifyState<'_>]) {
 
 /// Feeds the watchdog while the engine's heartbeat moves; a bare timer would hide an engine that hangs.
 pub(super) struct Watchdog {
-    period: Option<Duration>,
+    /// Goes on whatever else the caller waits for meanwhile.
+    ticks: Option<Interval>,
     last: Option<u64>,
 }
 
 impl Watchdog {
     pub(super) fn new() -> Watchdog {
-        Watchdog { period: sd_notify::watchdog_enabled().map(|limit| limit / 3), last: None }
+        let ticks = sd_notify::watchdog_enabled().map(|limit| tokio::time::interval(limit / 3));
+        Watchdog { ticks, last: None }
     }
 
     /// Waits until the watchdog is due; for ever without one.
-    pub(super) async fn due(&self) {
-        match self.period {
-            Some(period) => tokio::time::sleep(period).await,
+    pub(super) async fn due(&mut self) {
+        match &mut self.ticks {
+            Some(ticks) => {
+                ticks.tick().await;
+            }
             None => std::future::pending().await,
         }
     }

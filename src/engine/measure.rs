@@ -1,9 +1,9 @@
 //! Logits of every position, for comparison with other engines and for perplexity.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::engine::checkpoint::output;
 use crate::engine::runner::{RunError, Runner};
 
 /// Why a measurement ended.
@@ -31,32 +31,26 @@ pub fn write_logits(
     path: &Path,
     progress: &mut dyn FnMut(usize),
 ) -> Result<(), MeasureError> {
-    let failed = |source| MeasureError::Write { path: path.to_path_buf(), source };
-    let partial = path.with_added_extension("partial");
-    let mut out = BufWriter::new(File::create(&partial).map_err(failed)?);
     let vocab = runner.config().vocab_size;
+    let shape = [tokens.len(), vocab];
     let bytes = tokens.len() as u64 * vocab as u64 * 4;
-    let header =
-        format!(r#"{{"logits":{{"dtype":"F32","shape":[{},{vocab}],"data_offsets":[0,{bytes}]}}}}"#, tokens.len());
-    // The format wants data that starts at a multiple of eight; spaces at the end of the header are allowed.
-    let header = format!("{header:<width$}", width = header.len().next_multiple_of(8));
-    let mut written =
-        out.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| out.write_all(header.as_bytes()));
-    let mut done = 0;
-    runner.logits(tokens, batch, &mut |logits| {
-        for logit in logits {
-            if written.is_ok() {
-                written = out.write_all(&logit.to_le_bytes());
+    let mut ran = Ok(());
+    let written = output::atomically(path, |out| {
+        output::header([("logits", "F32", shape.as_slice(), bytes)].into_iter(), out)?;
+        let (mut result, mut done) = (Ok(()), 0);
+        ran = runner.logits(tokens, batch, &mut |logits| {
+            let mut each = logits.iter();
+            while let (Ok(()), Some(logit)) = (&result, each.next()) {
+                result = out.write_all(&logit.to_le_bytes());
             }
-        }
-        done += logits.len() / vocab;
-        progress(done);
-    })?;
-    written
-        .and_then(|()| out.into_inner().map_err(std::io::IntoInnerError::into_error))
-        .and_then(|file| file.sync_all())
-        .and_then(|()| std::fs::rename(&partial, path))
-        .map_err(failed)
+            done += logits.len() / vocab;
+            progress(done);
+        });
+        // Nothing may appear under the name when the tokens could not be run.
+        if ran.is_err() { Err(std::io::Error::other("not run")) } else { result }
+    });
+    ran?;
+    written.map_err(|source| MeasureError::Write { path: path.to_path_buf(), source })
 }
 
 /// What [`perplexity`] found.
@@ -87,6 +81,9 @@ pub fn perplexity(
     for window in tokens.chunks(window.max(2)) {
         runner.reset();
         let ids: Vec<u32> = bos.into_iter().chain(window.iter().copied()).collect();
+        if ids.len() < 2 {
+            continue; // nothing in it can be predicted
+        }
         let mut at = 0;
         runner.logits(&ids[..ids.len() - 1], batch, &mut |logits| {
             for logits in logits.chunks_exact(vocab) {
@@ -96,6 +93,9 @@ pub fn perplexity(
             }
             progress(count, (sum / count as f64).exp());
         })?;
+    }
+    if count == 0 {
+        return Err(RunError::NoTokens.into());
     }
     let n = count as f64;
     let nll = sum / n;

@@ -1,7 +1,7 @@
 //! Token ids in, logits out: a loaded model with its cache and the machinery that computes it.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::engine::checkpoint::config::Config;
 use crate::engine::checkpoint::{Checkpoint, CheckpointError, GenerationDefaults};
@@ -51,8 +51,14 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// int8 was asked for, but the checkpoint does not say on what grid.
-    #[error("layer {layer} has no {name}, which an int8 KV cache needs; use kv = \"f32\"")]
+    #[error(
+        "{}: layers.{layer}.self_attn.{name}: expected a positive step, which an int8 KV cache needs, found none; \
+         use kv = \"f32\"",
+        dir.display()
+    )]
     NoCacheScale {
+        /// The checkpoint.
+        dir: PathBuf,
         /// The layer.
         layer: usize,
         /// The tensor.
@@ -100,9 +106,14 @@ impl Runner {
     /// Opens and validates the checkpoint in `dir` and starts the threads.
     pub fn load(dir: &Path, options: &Options) -> Result<Runner, LoadError> {
         let kernels = kernels::select(options.kernels.as_deref())?;
+        let best = kernels::available()[0].name();
+        if options.kernels.is_none() && kernels.name() != best {
+            let instead = kernels.name();
+            tracing::warn!("the {best} kernels compute wrongly on this CPU, using {instead}; please report this");
+        }
         let checkpoint = Checkpoint::open(dir)?;
         if options.kv == KvKind::Int8 {
-            check_cache_steps(&checkpoint)?;
+            check_cache_steps(dir, &checkpoint)?;
         }
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
@@ -198,12 +209,12 @@ impl Runner {
     }
 }
 
-fn check_cache_steps(checkpoint: &Checkpoint) -> Result<(), LoadError> {
+fn check_cache_steps(dir: &Path, checkpoint: &Checkpoint) -> Result<(), LoadError> {
     for (layer, weights) in checkpoint.weights.layers.iter().enumerate() {
         let Some(kv) = &weights.kv else { continue };
         for (name, step) in [("k_cache_scale", kv.k_step), ("v_cache_scale", kv.v_step)] {
             if step == 0.0 {
-                return Err(LoadError::NoCacheScale { layer, name });
+                return Err(LoadError::NoCacheScale { dir: dir.to_path_buf(), layer, name });
             }
         }
     }

@@ -6,6 +6,9 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashSet};
 
+/// Drawn seeds stay below this: JSON readers that know only doubles can give them back.
+const MAX_DRAWN_SEED: u64 = 1 << 53;
+
 /// How the next token is chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
@@ -84,7 +87,7 @@ pub struct Sampler {
 impl Sampler {
     /// For an answer to `prompt_ids`. Parameters outside their ranges do not panic; what they choose is unspecified.
     pub fn new(params: SamplingParams, prompt_ids: &[u32]) -> Sampler {
-        let seed = params.seed.unwrap_or_else(|| fastrand::u64(..));
+        let seed = params.seed.unwrap_or_else(|| fastrand::u64(..MAX_DRAWN_SEED));
         let penalized = if params.repetition_penalty == 1.0 { &[] } else { prompt_ids };
         let seen = penalized.iter().copied().collect();
         Sampler { params, seed, rng: fastrand::Rng::with_seed(seed), seen, candidates: Vec::new() }

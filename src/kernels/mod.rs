@@ -17,6 +17,7 @@ pub mod contract;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+mod selfcheck;
 mod shapes;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod tiles;
@@ -45,14 +46,17 @@ pub fn available() -> Vec<&'static dyn Kernels> {
     sets
 }
 
-/// The set named `forced` (the value of `EMBERD_KERNELS`), or the best one that this CPU has.
+/// The set named `forced` (the value of `EMBERD_KERNELS`), or the best one that this CPU has and that computes there what
+/// the scalar one does.
 ///
 /// # Errors
 ///
 /// When there is no set of that name, or this CPU lacks what it needs: a forced set is never replaced by another.
 pub fn select(forced: Option<&str>) -> Result<&'static dyn Kernels, UnknownKernels> {
     let sets = available();
-    let Some(asked) = forced else { return Ok(sets[0]) };
+    let Some(asked) = forced else {
+        return Ok(sets.into_iter().find(|set| selfcheck::agrees(*set)).unwrap_or(&scalar::Scalar));
+    };
     sets.iter().copied().find(|set| set.name() == asked).ok_or_else(|| UnknownKernels {
         asked: asked.to_owned(),
         exists: NAMES.contains(&asked),

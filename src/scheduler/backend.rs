@@ -6,6 +6,8 @@ use std::ops::ControlFlow;
 
 use serde_json::Value;
 
+pub use crate::engine::generate::Finish;
+
 /// Facts about the loaded model, for `/v1/models`, the retained MQTT `info` and the logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelInfo {
@@ -93,17 +95,6 @@ pub enum Step<'a> {
     Thought(&'a str),
     /// A token that gave no text yet.
     Tick,
-}
-
-/// Why generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// The model ended its turn, or a stop text came.
-    Stop,
-    /// `max_tokens` was reached or the context is full.
-    Length,
-    /// The callback said [`ControlFlow::Break`].
-    Cancelled,
 }
 
 /// What [`Backend::generate`] counted.

@@ -16,6 +16,7 @@ mod queue;
 mod request;
 mod worker;
 
+use crate::engine::template::STACK_BYTES;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -50,7 +51,9 @@ impl Scheduler {
     ) -> std::io::Result<(Scheduler, JoinHandle<()>)> {
         let queue = Arc::new(Queue::new(options));
         let shared = Arc::clone(&queue);
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+        // Templates are parsed and rendered on this thread.
+        let thread = std::thread::Builder::new().name("engine".into()).stack_size(STACK_BYTES);
+        let thread = thread.spawn(move || {
             let _exited = OnDrop(Some(exited));
             match load() {
                 Ok(mut backend) => {

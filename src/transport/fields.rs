@@ -14,7 +14,7 @@ pub const MAX_STOPS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 256;
 
 /// Most messages of a conversation.
-pub const MAX_MESSAGES: usize = 1024;
+pub const MAX_MESSAGES: usize = 256;
 
 /// An object whose fields are taken out one by one; those that nobody asks for are ignored.
 #[derive(Debug)]

@@ -112,12 +112,13 @@ impl Topics {
     }
 
     /// Whether an answer may be sent to the Response Topic that a request names: a plain topic, none of the broker's own
-    /// (`$…`), and none of this daemon's except below `res/`, so that no answer can become a request or a state.
+    /// (`$…`), and none of this daemon's except below `res/<client>/`, so that no answer can become a request, a state or
+    /// another client's answer.
     ///
     /// # Errors
     ///
     /// Saying what is wrong with it.
-    pub fn check_response_topic(&self, topic: &str) -> Result<(), InputError> {
+    pub fn check_response_topic(&self, client: &str, topic: &str) -> Result<(), InputError> {
         let refuse = |why: String| Err(InputError::new("response_topic", format!("Response Topic: {why}")));
         if topic.is_empty() || topic.len() > MAX_TOPIC {
             return refuse(format!("expected 1 to {MAX_TOPIC} bytes, found {}", topic.len()));
@@ -132,9 +133,9 @@ impl Topics {
         let own = format!("/{}/", self.root);
         let slashed = format!("/{topic}/");
         if let Some(at) = slashed.find(&own)
-            && !slashed[at + own.len()..].starts_with("res/")
+            && !slashed[at + own.len()..].starts_with(&format!("res/{client}/"))
         {
-            return refuse(format!("below {}/ only res/ may be answered to", self.root));
+            return refuse(format!("below {}/ only res/{client}/ may be answered to", self.root));
         }
         if topic.split('/').any(|level| level == "req") {
             return refuse("a level named req would make the answer a request".into());
@@ -326,6 +327,7 @@ mod tests {
             "$share/group/x",
             "nul\0",
             "home/emberd/pi/req/c/8",
+            "home/emberd/pi/res/victim/7",
             "home/emberd/pi/state",
             "home/emberd/pi/info",
             "home/emberd/pi",
@@ -333,10 +335,10 @@ mod tests {
             "mount/home/emberd/pi/state",
             &"x".repeat(MAX_TOPIC + 1),
         ] {
-            assert!(topics().check_response_topic(topic).is_err(), "{topic:?}");
+            assert!(topics().check_response_topic("c", topic).is_err(), "{topic:?}");
         }
         for topic in ["a", "replies/c/7", "home/emberd/pi/res/c/7", "home/emberd/pie/x", "a/$b"] {
-            assert_eq!(topics().check_response_topic(topic), Ok(()), "{topic}");
+            assert_eq!(topics().check_response_topic("c", topic), Ok(()), "{topic}");
         }
     }
 

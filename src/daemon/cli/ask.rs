@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
 use super::super::error::Error;
+use super::model::print;
 
 /// Longest prompt that is read from standard input.
 const MAX_PROMPT: u64 = 64 << 20;
@@ -195,13 +196,6 @@ async fn read_all(body: &mut Incoming) -> Result<String, Error> {
         bytes.extend_from_slice(&chunk);
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Prints to standard output. When nobody reads it any more, the command is over.
-fn print(text: &str) -> Result<(), Error> {
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| Error::System("cannot write to standard output", error))
 }
 
 /// One line on standard error, if that is a terminal.

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::super::error::Error;
-use super::model::{RunModel, progress, read};
+use super::model::{RunModel, print, progress, read};
 use crate::engine::checkpoint::synth::{self, SHAPES, Shape};
 use crate::engine::measure;
-use crate::engine::template::{ChatRequest, ChatTemplate};
+use crate::engine::template::{ChatRequest, ChatTemplate, STACK_BYTES};
 use crate::engine::tokenizer::Tokenizer;
 
 /// Largest file of token ids, and largest request or text.
@@ -106,16 +106,20 @@ fn tokenize(args: &Text) -> Result<(), Error> {
     }
     let text =
         std::str::from_utf8(&text).map_err(|error| Error::Failed(format!("standard input is not UTF-8: {error}")))?;
-    println!("{}", serde_json::Value::from(tokenizer.encode_text(text)));
-    Ok(())
+    print(&format!("{}\n", serde_json::Value::from(tokenizer.encode_text(text))))
 }
 
 fn render(args: &Render) -> Result<(), Error> {
     let request: ChatRequest = serde_json::from_slice(&read(&args.request, MAX_INPUT)?)
         .map_err(|error| Error::Failed(format!("{}: {error}", args.request.display())))?;
-    let template = ChatTemplate::load(&args.model).map_err(Error::failed)?;
-    print!("{}", template.render(&request).map_err(Error::failed)?);
-    Ok(())
+    let model = args.model.clone();
+    let render = move || {
+        let template = ChatTemplate::load(&model).map_err(Error::failed)?;
+        template.render(&request).map_err(Error::failed)
+    };
+    let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(render);
+    let thread = thread.map_err(|error| Error::System("cannot start a thread", error))?;
+    print(&thread.join().map_err(|_| Error::failed("rendering panicked"))??)
 }
 
 fn synthesize(args: &Synth) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::Packet;
 use rumqttc::v5::{Client, Event, MqttOptions};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::error::Error;
 use crate::engine::checkpoint::synth::{self, Shape};
@@ -104,7 +106,15 @@ fn stay(place: &Place, broker: &Broker, daemon: &mut Daemon) -> Result<(), Error
     println!("  mosquitto_pub -p {port} -t {NODE}/req/me/1 -m \"lights off\"");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::System("cannot wait for Ctrl-C", error))?;
-    runtime.block_on(tokio::signal::ctrl_c()).map_err(|error| Error::System("cannot wait for Ctrl-C", error))?;
+    runtime
+        .block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            tokio::select! {
+                result = tokio::signal::ctrl_c() => result,
+                _ = terminate.recv() => Ok(()),
+            }
+        })
+        .map_err(|error| Error::System("cannot wait for Ctrl-C", error))?;
     daemon.stop()
 }
 
@@ -202,7 +212,10 @@ impl Daemon {
         );
         let file = place.dir.join("config.toml");
         std::fs::write(&file, config).map_err(|error| Error::Failed(format!("{}: {error}", file.display())))?;
-        let child = Command::new(&program).arg("serve").arg("--config").arg(&file).stdin(Stdio::null()).spawn();
+        // In a process group of its own: a terminal's Ctrl-C is for this process, which then stops the daemon.
+        let mut command = Command::new(&program);
+        command.arg("serve").arg("--config").arg(&file).stdin(Stdio::null()).process_group(0);
+        let child = command.spawn();
         let child = child.map_err(|error| Error::System("cannot start the daemon", error))?;
         let mut daemon = Daemon { program, child };
         let until = Instant::now() + PATIENCE;

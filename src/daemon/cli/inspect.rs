@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::super::error::Error;
+use super::model::print;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::checkpoint::inspect::Report;
 use crate::engine::checkpoint::summary::Summary;
@@ -23,6 +24,10 @@ pub(super) struct Inspect {
 
 pub(super) fn run(inspect: &Inspect) -> Result<(), Error> {
     let checkpoint = Checkpoint::open(&inspect.dir).map_err(Error::failed)?;
+    let most = checkpoint.config.max_position_embeddings;
+    if inspect.context > most {
+        return Err(Error::Usage(format!("--context {}: this model was made for at most {most}", inspect.context)));
+    }
     let memory = sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
     let available = sysinfo::System::new_with_specifics(memory).ok().map(|system| system.available_memory());
     let report = Report::new(
@@ -33,9 +38,8 @@ pub(super) fn run(inspect: &Inspect) -> Result<(), Error> {
     );
     if inspect.json {
         let json = serde_json::to_string_pretty(&report).map_err(Error::failed)?;
-        println!("{json}");
+        print(&format!("{json}\n"))
     } else {
-        print!("{report}");
+        print(&report.to_string())
     }
-    Ok(())
 }

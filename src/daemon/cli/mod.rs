@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
 }
 
 fn report(error: &Error) {
-    if !matches!(error, Error::Interrupted) {
+    if !matches!(error, Error::Interrupted | Error::Unread) {
         eprintln!("emberd: {error}");
     }
 }

@@ -1,5 +1,6 @@
 //! Flags of the commands that run a model themselves, and what these commands share.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -28,8 +29,8 @@ pub(super) struct RunModel {
     #[arg(long, value_enum, default_value = "int8")]
     kv: Kv,
     /// Threads that compute; 0 is one per CPU
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
+    threads: u16,
     /// Instruction set: scalar, neon, neondot, avx2 or avx512vnni; the best one that the CPU has when absent
     #[arg(long, value_name = "NAME", env = "EMBERD_KERNELS")]
     kernels: Option<String>,
@@ -50,7 +51,7 @@ impl RunModel {
             Kv::F32 => KvKind::F32,
         };
         let kernels = self.kernels.clone().filter(|name| !name.is_empty() && name != "auto");
-        let options = Options { kv, context, threads: self.threads, kernels, batch: self.batch() };
+        let options = Options { kv, context, threads: self.threads.into(), kernels, batch: self.batch() };
         Runner::load(&self.model, &options).map_err(Error::failed)
     }
 }
@@ -70,4 +71,13 @@ pub(super) fn read(path: &std::path::Path, limit: u64) -> Result<Vec<u8>, Error>
         return Err(Error::Failed(format!("{}: {size} bytes, at most {limit} are read", path.display())));
     }
     std::fs::read(path).map_err(failed)
+}
+
+/// Prints to standard output. When nobody reads it any more (`| head`), the command is over and well.
+pub(super) fn print(text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Error::Unread),
+        result => result.map_err(|error| Error::System("cannot write to standard output", error)),
+    }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::super::error::Error;
-use super::model::{RunModel, progress, read};
+use super::model::{RunModel, print, progress, read};
 use crate::engine::measure;
 use crate::engine::tokenizer::Tokenizer;
 
@@ -43,17 +43,15 @@ pub(super) fn run(args: &Perplexity) -> Result<(), Error> {
     bar.finish_and_clear();
     let found = result.map_err(Error::failed)?;
     if args.json {
-        println!("{}", serde_json::to_string(&found).map_err(Error::failed)?);
-    } else {
-        println!(
-            "perplexity {:.4} ({:.4} ± {:.4} nats a token) over {} tokens in windows of {}, {} kernels",
-            found.perplexity,
-            found.nll,
-            found.standard_error,
-            found.tokens,
-            runner.context(),
-            runner.compute().kernels.name()
-        );
+        return print(&format!("{}\n", serde_json::to_string(&found).map_err(Error::failed)?));
     }
-    Ok(())
+    print(&format!(
+        "perplexity {:.4} ({:.4} ± {:.4} nats a token) over {} tokens in windows of {}, {} kernels\n",
+        found.perplexity,
+        found.nll,
+        found.standard_error,
+        found.tokens,
+        runner.context(),
+        runner.compute().kernels.name()
+    ))
 }

@@ -263,6 +263,11 @@ fn layers(text: Fields<'_>, heads: usize) -> Result<Vec<LayerConfig>, Problem> {
         };
         let rope = rope(text, kind, head_dim)?;
         let layer = LayerConfig { kind, head_dim, kv_heads, rope, intermediate, kv_source, owns_cache };
+        // The reference has one table of rotations per kind, and so do we.
+        if let Some(other) = layers.iter().find(|other| other.kind == kind && other.head_dim != head_dim) {
+            let expected = format!("head_dim {}, as all {} layers have", other.head_dim, kind.name());
+            return Err(Problem::at(place, expected, head_dim.to_string()));
+        }
         if let Some(owner) = layers.get(kv_source)
             && (owner.head_dim, owner.kv_heads) != (head_dim, kv_heads)
         {

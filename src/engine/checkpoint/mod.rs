@@ -12,6 +12,7 @@ pub mod header;
 pub mod inspect;
 mod load;
 pub mod names;
+pub mod output;
 pub mod summary;
 pub mod synth;
 pub mod weights;
@@ -54,10 +55,11 @@ impl Checkpoint {
         let file = dir.join("config.json");
         let config = Config::parse(&files::read_json(&file, fields::MAX_JSON)?).map_err(|p| p.in_file(&file))?;
         let file = dir.join("generation_config.json");
-        let generation = match file.exists() {
-            true => GenerationDefaults::parse(&files::read_json(&file, fields::MAX_JSON)?, &config)
+        // A link that leads nowhere is a file that is missing, not one that was never there.
+        let generation = match std::fs::symlink_metadata(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => GenerationDefaults::without_file(&config),
+            _ => GenerationDefaults::parse(&files::read_json(&file, fields::MAX_JSON)?, &config)
                 .map_err(|p| p.in_file(&file))?,
-            false => GenerationDefaults::without_file(&config),
         };
         let tensors = files::Tensors::open(dir)?;
         let prefix = load::prefix(&tensors);

@@ -53,7 +53,7 @@ impl Widths {
         if fields.get("quant_method").and_then(|v| v.as_str()) != Some("gemma") {
             return Err(fields.refuse("quant_method", WANTED));
         }
-        if !fields.flag("quantize_embeddings", false)? {
+        if !fields.flag("quantize_embeddings", true)? {
             return Err(fields.refuse("quantize_embeddings", "true"));
         }
         let default = match fields.get("num_bits") {

@@ -98,8 +98,11 @@ fn logits<'a>(on: &Compute, net: &Checkpoint, act: &'a mut Activations) -> &'a [
     on.rms_norm(&mut act.h, &net.weights.norm, net.config.eps);
     on.linear(Projection::Head, &net.weights.lm_head, &act.h, &mut act.logits, &mut act.quantized);
     if let Some(cap) = net.config.softcap {
-        on.pool.items_into(&mut act.logits, 16, |_, _, logits| {
-            logits.iter_mut().for_each(|l| *l = cap * (*l / cap).tanh());
+        let kept = act.logits.len() / net.config.vocab_size;
+        on.pool.rows_into(&mut act.logits, net.config.vocab_size, 64, |_, _, out| {
+            for t in 0..kept {
+                out.row(t).iter_mut().for_each(|l| *l = cap * (*l / cap).tanh());
+            }
         });
     }
     &act.logits

@@ -22,6 +22,13 @@ use mask::Mask;
 /// Largest `chat_template.jinja` or `tokenizer_config.json` that is read; published ones have 17 and 2 KB.
 pub const MAX_FILE_BYTES: u64 = 4 << 20;
 
+/// Longest template: parsing takes a stack frame or two for every operator of an expression.
+const MAX_SOURCE: usize = 48 << 10;
+
+/// A stack on which [`MAX_SOURCE`] bytes of nothing but operators can be parsed; who loads templates gives it to the
+/// thread that does so. Only what is touched takes memory.
+pub const STACK_BYTES: usize = 64 << 20;
+
 /// Work that one render may do, in minijinja's unit: an instruction or 64 bytes, so also at most 256 MB. Gemma's template
 /// passes with `MAX_MESSAGES` short messages (tested). Known gap: `{% set ns.s = ns.s + ns.s %}` on a list, 60 times, did
 /// not end within a minute under minijinja 3.1; that takes such a template file, a request alone cannot do it.
@@ -124,7 +131,12 @@ impl ChatTemplate {
                 special.push((name.clone(), token.to_owned()));
             }
         }
-        ChatTemplate::new(source.unwrap_or_else(|| PLAIN.to_owned()), path, special)
+        let source = source.unwrap_or_else(|| PLAIN.to_owned());
+        if source.len() > MAX_SOURCE {
+            let reason = format!("a template of {} bytes, expected at most {MAX_SOURCE}", source.len());
+            return Err(TemplateError::File { path, reason });
+        }
+        ChatTemplate::new(source, path, special)
     }
 
     fn new(source: String, path: PathBuf, special: Vec<(String, String)>) -> Result<ChatTemplate, TemplateError> {
@@ -197,10 +209,13 @@ impl ChatTemplate {
 /// The text of a file, or `None` where there is no such file.
 fn read(path: &Path) -> Result<Option<String>, TemplateError> {
     let read = |source| TemplateError::Read { path: path.to_owned(), source };
-    let file = match std::fs::File::open(path) {
+    match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(read)?,
-    };
+        // A FIFO would block at `open`.
+        Ok(kind) if !kind.is_file() => return Err(read(std::io::Error::other("not a regular file"))),
+        _ => {}
+    }
+    let file = std::fs::File::open(path).map_err(read)?;
     let mut text = String::new();
     file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(read)?;
     if text.len() as u64 > MAX_FILE_BYTES {

@@ -75,6 +75,24 @@ fn float_repr(number: f64) -> String {
     }
 }
 
+/// Levels that `tojson` follows: each takes stack.
+const MAX_DEPTH: usize = 128;
+
+/// Whether `value` has at most `levels` levels of lists and maps.
+fn is_shallow(value: &Value, levels: usize) -> bool {
+    let container = matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable);
+    if !container {
+        return true;
+    }
+    levels > 0
+        && value.try_iter().is_ok_and(|mut items| {
+            items.all(|item| match value.kind() {
+                ValueKind::Map => value.get_item(&item).is_ok_and(|item| is_shallow(&item, levels - 1)),
+                _ => is_shallow(&item, levels - 1),
+            })
+        })
+}
+
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`.
 fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
@@ -82,6 +100,9 @@ fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let sort: Option<bool> = kwargs.get("sort_keys")?;
     kwargs.assert_all_used()?;
     let invalid = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
+    if !is_shallow(value, MAX_DEPTH) {
+        return Err(Error::new(ErrorKind::BadSerialization, format!("more than {MAX_DEPTH} levels")));
+    }
     let mut value = serde_json::to_value(value).map_err(invalid)?;
     if sort == Some(true) {
         value.sort_all_objects();
@@ -106,7 +127,7 @@ fn write_json(value: &serde_json::Value, indent: Option<usize>, level: usize, ou
         if let (Some(indent), 1..) = (indent, length) {
             out.push('\n');
             // Bounded, as a template may ask for any indent.
-            out.extend(std::iter::repeat_n(' ', (indent * level).min(1024)));
+            out.extend(std::iter::repeat_n(' ', indent.saturating_mul(level).min(1024)));
         }
     };
     let separate = |out: &mut String, index: usize| {

@@ -125,8 +125,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Pair<'a> {
 
 pub(super) fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
     let read = |source| TokenizerError::Read { path: path.to_owned(), source };
+    // A FIFO would block at `open`.
+    let kind = std::fs::metadata(path).map_err(read)?;
+    if !kind.is_file() {
+        return Err(read(std::io::Error::other("not a regular file")));
+    }
     let mut file = std::fs::File::open(path).map_err(read)?;
-    let found = file.metadata().map_err(read)?.len();
+    let found = kind.len();
     if found > MAX_FILE_BYTES {
         return Err(TokenizerError::TooLarge { path: path.to_owned(), found });
     }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use bpe::{Merges, Symbols};
 
 /// Largest `tokenizer.json` that is read. The published one has 33 MB.
-pub const MAX_FILE_BYTES: u64 = 256 << 20;
+pub const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// Why a `tokenizer.json` was refused.
 #[derive(Debug, thiserror::Error)]

@@ -221,7 +221,7 @@ impl Door {
         match &message.response_topic {
             None => Ok((self.options.topics.response(key), correlation)),
             Some(topic) => {
-                self.options.topics.check_response_topic(topic)?;
+                self.options.topics.check_response_topic(&key.client, topic)?;
                 Ok((topic.clone(), correlation))
             }
         }

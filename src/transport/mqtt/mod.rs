@@ -24,7 +24,7 @@ mod outbox;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::backoff::Backoff;
 use self::door::{Door, End};
@@ -60,16 +60,18 @@ pub async fn run(
             End::Lost(lost) => lost,
         };
         drop(link);
-        let _ = connected.send(false);
+        connected.send_if_modified(|up| std::mem::replace(up, false));
         door.disconnected();
         if lost.taken_over {
             backoff.give_way();
         }
-        let pause = backoff.pause(since.map_or(Duration::ZERO, |since| since.elapsed()), fastrand::f64());
+        // A connection that somebody else ended by taking the id over was no success, however long it lasted.
+        let lasted = since.filter(|_| !lost.taken_over).map_or(Duration::ZERO, |since| since.elapsed());
+        let pause = backoff.pause(lasted, fastrand::f64());
         if let Some(suppressed) = log.allow(since.is_some()) {
             let (host, reason, seconds) = (&options.host, &lost.reason, pause.as_secs_f32());
             if lost.taken_over {
-                warn!(
+                error!(
                     host,
                     client_id = options.client_id,
                     "another client uses this client id; give each daemon its own"

@@ -1,6 +1,8 @@
 //! The routes.
 
 use std::fmt::Write as _;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,6 +14,7 @@ use axum::extract::{Query, Request as HttpRequest, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use hyper::body::Body as _;
 use serde_json::{Map, Value, json};
 
 use super::super::fields::{Fields, conversation};
@@ -20,6 +23,9 @@ use super::super::waiting::Waiting;
 use super::body::{AnswerBody, Events, Plain};
 use crate::scheduler::backend::{Input, InputError, ModelInfo, Sampling};
 use crate::scheduler::{Failure, Request, Scheduler, Update};
+
+/// Most that is read of a body that is refused for its length.
+const MAX_DISCARDED: usize = 32 << 20;
 
 /// Bounds of the connections.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +78,8 @@ impl Service {
         let declared =
             request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         if declared.is_some_and(|bytes: u64| bytes > limit as u64) {
+            // Many clients read no answer before they have sent everything.
+            let _ = tokio::time::timeout(self.0.limits.header_timeout, discard(request.into_body())).await;
             return Err(Refusal::too_large(limit));
         }
         match tokio::time::timeout(self.0.limits.header_timeout, to_bytes(request.into_body(), limit)).await {
@@ -79,6 +87,17 @@ impl Service {
             Ok(Err(error)) if is_length_limit(&error) => Err(Refusal::too_large(limit)),
             Ok(Err(_)) => Err(Refusal::plain(400, "bad_request", "the body ended early")),
             Err(_) => Err(Refusal::plain(408, "request_timeout", "the body did not arrive in time")),
+        }
+    }
+}
+
+/// Reads a body without keeping it, up to [`MAX_DISCARDED`] bytes.
+async fn discard(mut body: Body) {
+    let mut left = MAX_DISCARDED;
+    while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        match frame.data_ref().map_or(Some(left), |data| left.checked_sub(data.len())) {
+            Some(rest) => left = rest,
+            None => return,
         }
     }
 }

@@ -13,12 +13,13 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::rc::Rc;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::config::Config;
 use super::error::CheckpointError;
 use super::files::MODEL_FILE;
 use super::names::{NESTED, Projection};
+use super::output;
 use crate::kernels::contract::Bits;
 use fill::{Codes, Fill};
 pub use shapes::{SHAPES, Shape};
@@ -53,54 +54,30 @@ pub fn write(shape: &Shape, seed: u64, dir: &Path) -> Result<(), CheckpointError
     let config = Config::parse(&json).map_err(|p| p.in_file(&dir.join("config.json")))?;
     fs::create_dir_all(dir).map_err(CheckpointError::io(dir, "make it"))?;
     let plans = plan(&config);
-    atomically(&dir.join(MODEL_FILE), |out| write_tensors(&plans, seed, out))?;
+    write_file(&dir.join(MODEL_FILE), |out| write_tensors(&plans, seed, out))?;
     let generation = json!({
         "bos_token_id": 2, "eos_token_id": [1, 106], "pad_token_id": 0,
         "do_sample": true, "temperature": 1.0, "top_k": 64, "top_p": 0.95,
     });
-    atomically(&dir.join("generation_config.json"), |out| out.write_all(pretty(&generation).as_bytes()))?;
-    atomically(&dir.join("tokenizer.json"), |out| out.write_all(vocabulary::tokenizer_json().as_bytes()))?;
-    atomically(&dir.join("config.json"), |out| out.write_all(json.as_bytes()))
+    write_file(&dir.join("generation_config.json"), |out| out.write_all(pretty(&generation).as_bytes()))?;
+    write_file(&dir.join("tokenizer.json"), |out| out.write_all(vocabulary::tokenizer_json().as_bytes()))?;
+    write_file(&dir.join("config.json"), |out| out.write_all(json.as_bytes()))
 }
 
 fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-/// Writes `path` through a temporary file beside it.
-fn atomically(
+fn write_file(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
 ) -> Result<(), CheckpointError> {
-    let temporary = path.with_extension(format!("partial-{}", std::process::id()));
-    let result = (|| {
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
-        write(&mut out)?;
-        out.into_inner()?.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    result.map_err(|e| {
-        // Best effort: the error that led here is the one to report.
-        let _ = fs::remove_file(&temporary);
-        CheckpointError::io(path, "write it")(e)
-    })
+    output::atomically(path, write).map_err(CheckpointError::io(path, "write it"))
 }
 
 fn write_tensors(plans: &[Plan], seed: u64, out: &mut impl Write) -> std::io::Result<()> {
-    let mut header = Map::new();
-    header.insert("__metadata__".into(), json!({"format": "pt"}));
-    let mut offset = 0;
-    for plan in plans {
-        let end = offset + plan.bytes();
-        let entry = json!({"dtype": plan.dtype, "shape": plan.shape, "data_offsets": [offset, end]});
-        header.insert(plan.name.clone(), entry);
-        offset = end;
-    }
-    let mut header = Value::Object(header).to_string();
-    // The format wants data that starts at a multiple of 8.
-    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(header.as_bytes())?;
+    let tensors = plans.iter().map(|plan| (plan.name.as_str(), plan.dtype, plan.shape.as_slice(), plan.bytes()));
+    output::header(tensors, out)?;
     for (i, plan) in plans.iter().enumerate() {
         let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(i as u64));
         plan.fill.write(plan.shape.iter().product(), &mut rng, out)?;

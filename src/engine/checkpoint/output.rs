@@ -1,0 +1,42 @@
+//! Files that appear complete or not at all, and the header of those in the safetensors format.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+/// Writes `path` through a temporary file beside it.
+pub fn atomically(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+    let temporary = path.with_added_extension(format!("partial-{}", std::process::id()));
+    let result = (|| {
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        write(&mut out)?;
+        out.into_inner()?.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    if result.is_err() {
+        // Best effort: the error that led here is the one to report.
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+/// Writes the header for tensors `(name, dtype, shape, bytes)` whose data follow in this order without gaps.
+pub fn header<'a>(
+    tensors: impl Iterator<Item = (&'a str, &'a str, &'a [usize], u64)>,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
+    let mut offset = 0;
+    for (name, dtype, shape, bytes) in tensors {
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + bytes]});
+        header.insert(name.to_owned(), entry);
+        offset += bytes;
+    }
+    let mut header = Value::Object(header).to_string();
+    // The format wants data that starts at a multiple of 8.
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(header.as_bytes())
+}

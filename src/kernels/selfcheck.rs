@@ -1,0 +1,43 @@
+//! Before a set is trusted with answers: a few exact sums on the CPU at hand, compared with the scalar ones.
+//!
+//! The conformance test does this at length, but only on the CPUs that tests run on. A set that is wrong on another one
+//! would answer fluently and wrongly; this takes well under a millisecond and turns it into a slower start.
+
+use super::contract::{Bits, Codes, Kernels, Planes, plane_stride};
+use super::scalar::Scalar;
+
+/// Whether `set` equals the scalar kernels on vectors with tails, at every width, for one token and for several.
+pub(super) fn agrees(set: &dyn Kernels) -> bool {
+    let mut rng = fastrand::Rng::with_seed(1);
+    [Bits::Two, Bits::Four, Bits::Eight].into_iter().all(|bits| {
+        [16, 112, 272].into_iter().all(|k| {
+            [1, 3, 4].into_iter().all(|tokens| {
+                let codes: Vec<u8> = (0..5 * bits.row_bytes(k)).map(|_| rng.u8(..)).collect();
+                let x: Vec<f32> = (0..tokens * k).map(|_| rng.f32() * 300.0 - 150.0).collect();
+                sums(set, &codes, bits, k, &x) == sums(&Scalar, &codes, bits, k, &x)
+            })
+        })
+    })
+}
+
+fn sums(set: &dyn Kernels, codes: &[u8], bits: Bits, k: usize, x: &[f32]) -> Vec<i32> {
+    let len = bits.planes() * plane_stride(k, bits.planes());
+    let mut q = vec![0; x.len() / k * len];
+    let quantized = x.chunks_exact(k).zip(q.chunks_exact_mut(len));
+    let totals: Vec<i32> = quantized.map(|(x, q)| set.quantize(x, 1.0, bits.planes(), q)).collect();
+    let codes = Codes::new(codes, bits, k);
+    let mut acc = vec![0; codes.rows() * totals.len()];
+    set.dots(codes, Planes::new(&q, &totals, bits.planes(), k), &mut acc);
+    acc
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::available;
+    use super::*;
+
+    #[test]
+    fn every_set_of_this_cpu_agrees() {
+        available().into_iter().for_each(|set| assert!(agrees(set), "{}", set.name()));
+    }
+}
