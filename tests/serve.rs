@@ -140,6 +140,36 @@ fn answers_do_not_depend_on_the_machine() {
 }
 
 #[test]
+fn a_prompt_that_is_too_long_is_refused_with_the_limit() {
+    let dir = tempfile::tempdir().expect("directory");
+    let served = Served::start(dir.path(), &model(dir.path(), "tiny-e2b"), "", &[]);
+    let refused = |bytes: usize| {
+        let file = dir.path().join("prompt");
+        fs::write(&file, "a ".repeat(bytes / 2)).expect("prompt");
+        let mut command = emberd();
+        command.args(["ask", "--socket"]).arg(&served.socket).stdin(fs::File::open(file).expect("prompt"));
+        let output = run(&mut command);
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    // Longer than the body may be, and longer than the context.
+    let said = refused(3_000_000);
+    assert!(said.contains("262144"), "{said}");
+    let said = refused(20_000);
+    assert!(said.contains("512"), "{said}");
+    served.stop();
+}
+
+#[cfg(feature = "demo")]
+#[test]
+fn the_demo_asks_through_both_doors() {
+    let output = stdout(run(emberd().args(["demo", "--once", "--max-tokens", "8"])));
+    for part in ["socket    > ", "MQTT      > ", "tokens/s answer", "kernels   "] {
+        assert!(output.contains(part), "{part}: {output}");
+    }
+}
+
+#[test]
 fn a_model_that_cannot_be_used_is_refused_with_its_file() {
     let dir = tempfile::tempdir().expect("directory");
     let model = model(dir.path(), "tiny-e2b");
