@@ -11,7 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use super::super::waiting::stopped;
 use super::super::wire::{self, Asked, Form, Key, MAX_CORRELATION, WireRequest};
-use super::link::{Link, Lost, Message, News, Receipt};
+use super::link::{Link, Lost, Message, News, PACKET_OVERHEAD, Receipt};
 use super::options::Options;
 use super::outbox::{Entry, MAX_IN_FLIGHT, Outbox};
 use crate::scheduler::backend::InputError;
@@ -19,9 +19,6 @@ use crate::scheduler::{Code, Failure, Request, Scheduler, Ticket};
 
 /// Time that the farewell may take.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-/// Bytes of a PUBLISH that are neither topic nor payload nor correlation data, generously.
-const PACKET_OVERHEAD: usize = 128;
 
 /// Why a connection is no longer served.
 pub(super) enum End {

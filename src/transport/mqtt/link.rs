@@ -70,6 +70,9 @@ pub(super) struct Receipt {
     link: u64,
 }
 
+/// Bytes of a PUBLISH that are neither topic nor payload nor correlation data, generously.
+pub(super) const PACKET_OVERHEAD: usize = 128;
+
 /// A connection, or an attempt at one.
 pub(super) struct Link {
     number: u64,
@@ -167,8 +170,12 @@ impl Link {
         self.client.try_publish_with_properties(topic, QoS::AtLeastOnce, entry.retain, payload, properties).is_ok()
     }
 
-    /// Sends something that may get lost.
+    /// Sends something that may get lost. What the broker would not take is: a packet above its limit costs the
+    /// connection.
     pub(super) fn publish_droppable(&self, topic: String, payload: Vec<u8>) {
+        if topic.len() + payload.len() + PACKET_OVERHEAD > self.max_packet {
+            return;
+        }
         let _ = self.client.try_publish(topic, QoS::AtMostOnce, false, payload);
     }
 
