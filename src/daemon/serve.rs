@@ -94,8 +94,9 @@ where
                 Asked::Stop => {
                     draining = true;
                     info!(limit_s = config.limits.drain_s, "shutting down");
-                    tell(&[NotifyState::Stopping, NotifyState::Status("finishing the running request")]);
+                    // First, so that who hears of the end sees no waiting request start any more.
                     scheduler.drain(config.limits.drain());
+                    tell(&[NotifyState::Stopping, NotifyState::Status("finishing the running request")]);
                 }
             },
             () = watchdog.due() => watchdog.feed(scheduler.heartbeat()),
