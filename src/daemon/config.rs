@@ -60,7 +60,7 @@ pub struct Model {
     pub kv: Kv,
     /// Tokens that prompt and answer share.
     pub context: usize,
-    /// Threads that compute; 0 is one per physical core.
+    /// Threads that compute; 0 is one per CPU.
     pub threads: usize,
     /// `auto`, or the name of an instruction set.
     #[serde(deserialize_with = "text")]
