@@ -3,14 +3,15 @@
 mod common;
 
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{Daemon, PATIENCE, wait_for};
+use common::broker::Broker;
+use common::{Daemon, PATIENCE};
 use nix::sys::signal::Signal;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
@@ -21,48 +22,6 @@ use serde_json::{Value, json};
 #[ignore = "started by the other tests as their daemon"]
 fn daemon_child() {
     common::daemon_child();
-}
-
-/// A broker of one's own.
-struct Broker {
-    child: Child,
-    port: u16,
-    dir: tempfile::TempDir,
-}
-
-impl Broker {
-    fn start() -> Broker {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Broker::start_at(port, "")
-    }
-
-    fn start_at(port: u16, more: &str) -> Broker {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("mosquitto.conf");
-        std::fs::write(&file, format!("listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{more}\n"))
-            .unwrap();
-        let mut command = Command::new("/usr/sbin/mosquitto");
-        let child = command.arg("-c").arg(file).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let child = child.expect("mosquitto is needed for this test (Debian package mosquitto)");
-        wait_for("mosquitto", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
-        Broker { child, port, dir }
-    }
-
-    /// Settings of a daemon that uses this broker.
-    fn settings(&self, more: &str) -> String {
-        format!(
-            "[mqtt]\nenabled = true\nhost = \"127.0.0.1\"\nport = {}\nnode = \"n\"\nbatch_ms = 20\n{more}\n",
-            self.port
-        )
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = &self.dir;
-    }
 }
 
 /// A cable between the daemon and the broker that can be pulled.

@@ -3,29 +3,12 @@
 mod common;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use common::wait_for;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use common::binary::{Served, emberd, run, stdout};
+use common::broker::Broker;
 use serde_json::{Value, json};
-
-fn emberd() -> Command {
-    let mut command = common::command(env!("CARGO_BIN_EXE_emberd"));
-    command.stdin(Stdio::null()).env_remove("EMBERD_KERNELS");
-    command
-}
-
-fn run(command: &mut Command) -> Output {
-    command.output().expect("the command starts")
-}
-
-fn stdout(output: Output) -> String {
-    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
 
 fn model(dir: &Path, shape: &str) -> PathBuf {
     let model = dir.join(shape);
@@ -33,55 +16,12 @@ fn model(dir: &Path, shape: &str) -> PathBuf {
     model
 }
 
-struct Served {
-    child: Child,
-    socket: PathBuf,
-}
-
-impl Served {
-    fn start(dir: &Path, model: &Path, more: &str, environment: &[(&str, &str)]) -> Served {
-        let socket = dir.join("emberd.sock");
-        let file = dir.join("config.toml");
-        let config =
-            format!("[model]\npath = {}\ncontext = 512\n[socket]\npath = {}\n{more}", json!(model), json!(socket));
-        fs::write(&file, config).expect("config");
-        let mut command = emberd();
-        command.arg("serve").arg("--config").arg(&file).envs(environment.iter().copied());
-        let child = command.stderr(Stdio::null()).spawn().expect("emberd serve");
-        wait_for("the socket", || socket.exists().then_some(()));
-        Served { child, socket }
-    }
-
-    fn ask(&self, prompt: &str, more: &[&str]) -> String {
-        let options = ["ask", "--temperature", "0", "--max-tokens", "24", "--socket"];
-        stdout(run(emberd().args(options).arg(&self.socket).args(more).arg(prompt)))
-    }
-
-    fn stop(mut self) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("still running");
-        assert_eq!(self.child.wait().expect("ends").code(), Some(0));
-        assert!(!self.socket.exists());
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn both_doors_give_the_models_answer() {
     let dir = tempfile::tempdir().expect("directory");
     let model = model(dir.path(), "tiny-e2b");
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("free port").port();
-    let conf = dir.path().join("mosquitto.conf");
-    fs::write(&conf, format!("listener {port} 127.0.0.1\nallow_anonymous true\n")).expect("mosquitto.conf");
-    let mut broker = Command::new("/usr/sbin/mosquitto").arg("-c").arg(conf).stderr(Stdio::null()).spawn();
-    let broker = broker.as_mut().expect("mosquitto is needed for this test (Debian package mosquitto)");
-    let mqtt = format!("[mqtt]\nenabled = true\nhost = \"127.0.0.1\"\nport = {port}\nnode = \"test\"\n");
-    let served = Served::start(dir.path(), &model, &mqtt, &[]);
+    let broker = Broker::start();
+    let served = Served::start(dir.path(), &model, &broker.settings(""), &[]);
 
     let streamed = served.ask("Is the window open?", &[]);
     let whole: Value = serde_json::from_str(&served.ask("Is the window open?", &["--json"])).expect("JSON");
@@ -92,26 +32,24 @@ fn both_doors_give_the_models_answer() {
 
     // The same over MQTT, with mosquitto's own programs as the device. The state is retained, so waiting for it waits
     // for the daemon.
-    let port = port.to_string();
+    let port = broker.port.to_string();
     let subscribe = |topic: &str| {
         let mut command = Command::new("mosquitto_sub");
         command.args(["-V", "5", "-h", "127.0.0.1", "-p", &port, "-W", "100", "-t", topic]).stdout(Stdio::piped());
         command
     };
-    let online = run(subscribe("emberd/test/state").args(["-C", "1"]));
+    let online = run(subscribe("emberd/n/state").args(["-C", "1"]));
     assert_eq!(String::from_utf8_lossy(&online.stdout).trim(), "online");
     let request = json!({"prompt": "Is the window open?", "temperature": 0, "max_tokens": 24}).to_string();
     let rr = Command::new("mosquitto_rr")
         .args(["-V", "5", "-h", "127.0.0.1", "-p", &port, "-W", "100", "-q", "1"])
-        .args(["-t", "emberd/test/req/device/1", "-e", "emberd/test/res/device/1", "-m", &request])
+        .args(["-t", "emberd/n/req/device/1", "-e", "emberd/n/res/device/1", "-m", &request])
         .output()
         .expect("mosquitto_rr is needed for this test (Debian package mosquitto-clients)");
     let answer: Value = serde_json::from_slice(&rr.stdout).expect("JSON answer");
     assert_eq!(answer["text"], text, "{answer}");
 
     served.stop();
-    broker.kill().expect("mosquitto");
-    let _ = broker.wait();
 }
 
 /// Threads, instruction sets and a restart change no answer; greedy and seeded answers repeat.

@@ -1,6 +1,7 @@
 //! Tokens in, tokens out: no sockets, no clock, no tokio.
 
 pub mod checkpoint;
+pub mod eval;
 pub mod generate;
 pub mod kv_cache;
 pub mod measure;

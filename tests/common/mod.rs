@@ -4,6 +4,9 @@
 //! environment and exit codes are real, and nothing but the model is made up.
 #![allow(dead_code, unreachable_pub)] // Every test program uses a part of this file.
 
+pub mod binary;
+pub mod broker;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::ops::ControlFlow;

@@ -5,6 +5,7 @@ mod check_config;
 mod debug;
 #[cfg(feature = "demo")]
 mod demo;
+mod eval;
 mod inspect;
 mod log;
 mod model;
@@ -42,6 +43,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure how well a checkpoint predicts a text
     Perplexity(perplexity::Perplexity),
+    /// Count how many cases of a file a checkpoint answers as expected
+    Eval(eval::Eval),
     /// Show the daemon at work: its own socket, its own broker, a few prompts
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Ask(ask) => ask::run(&ask),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Perplexity(perplexity) => perplexity::run(&perplexity),
+        Command::Eval(eval) => eval::run(&eval),
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo::run(&demo),
         Command::Debug(debug) => debug::run(&debug),

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::super::error::Error;
+use crate::engine::generate::Engine;
 use crate::engine::kv_cache::KvKind;
 use crate::engine::runner::{Options, Runner};
 
@@ -44,15 +45,31 @@ impl RunModel {
         self.batch.into()
     }
 
+    /// The form of the KV cache, by its name.
+    pub(super) fn kv(&self) -> &'static str {
+        match self.kv {
+            Kv::Int8 => "int8",
+            Kv::F32 => "f32",
+        }
+    }
+
     /// Loads the model for `context` positions; 0 takes as many as it was made for.
     pub(super) fn load(&self, context: usize) -> Result<Runner, Error> {
+        Runner::load(&self.model, &self.options(context)).map_err(Error::failed)
+    }
+
+    /// Loads the model with its tokenizer and its template.
+    pub(super) fn engine(&self, context: usize) -> Result<Engine, Error> {
+        Engine::load(&self.model, &self.options(context)).map_err(Error::failed)
+    }
+
+    fn options(&self, context: usize) -> Options {
         let kv = match self.kv {
             Kv::Int8 => KvKind::Int8,
             Kv::F32 => KvKind::F32,
         };
         let kernels = self.kernels.clone().filter(|name| !name.is_empty() && name != "auto");
-        let options = Options { kv, context, threads: self.threads.into(), kernels, batch: self.batch() };
-        Runner::load(&self.model, &options).map_err(Error::failed)
+        Options { kv, context, threads: self.threads.into(), kernels, batch: self.batch() }
     }
 }
 

@@ -1,0 +1,68 @@
+//! The shipped binary.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::wait_for;
+
+/// The binary under test.
+pub fn emberd() -> Command {
+    let mut command = super::command(env!("CARGO_BIN_EXE_emberd"));
+    command.stdin(Stdio::null()).env_remove("EMBERD_KERNELS");
+    command
+}
+
+/// Runs it to its end.
+pub fn run(command: &mut Command) -> Output {
+    command.output().expect("the command starts")
+}
+
+/// What it printed, when it did well.
+pub fn stdout(output: Output) -> String {
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// `emberd serve` on a socket of its own.
+pub struct Served {
+    child: Child,
+    pub socket: PathBuf,
+}
+
+impl Served {
+    pub fn start(dir: &Path, model: &Path, more: &str, environment: &[(&str, &str)]) -> Served {
+        let socket = dir.join("emberd.sock");
+        let file = dir.join("config.toml");
+        let config =
+            format!("[model]\npath = {}\ncontext = 512\n[socket]\npath = {}\n{more}", json!(model), json!(socket));
+        fs::write(&file, config).expect("config");
+        let mut command = emberd();
+        command.arg("serve").arg("--config").arg(&file).envs(environment.iter().copied());
+        let child = command.stderr(Stdio::null()).spawn().expect("emberd serve");
+        wait_for("the socket", || socket.exists().then_some(()));
+        Served { child, socket }
+    }
+
+    pub fn ask(&self, prompt: &str, more: &[&str]) -> String {
+        let options = ["ask", "--temperature", "0", "--max-tokens", "24", "--socket"];
+        stdout(run(emberd().args(options).arg(&self.socket).args(more).arg(prompt)))
+    }
+
+    pub fn stop(mut self) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("still running");
+        assert_eq!(self.child.wait().expect("ends").code(), Some(0));
+        assert!(!self.socket.exists());
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
