@@ -172,6 +172,28 @@ fn the_parts_can_be_run_one_by_one() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("token 512"));
 
+    let bench = |more: &[&str]| {
+        let command = &mut emberd();
+        command.args(["bench", "--prompt", "20", "--generate", "3", "--repetitions", "2", "--model"]).arg(&model);
+        run(command.args(more))
+    };
+    let found: Value =
+        serde_json::from_str(&stdout(bench(&["--json", "--context", "9", "--threads", "2"]))).expect("JSON");
+    for spread in ["prefill_tok_s", "decode_tok_s", "first_token_ms"] {
+        let [min, median, max] = ["min", "median", "max"].map(|name| found[spread][name].as_f64().expect(spread));
+        assert!(0.0 < min && min <= median && median <= max, "{found}");
+    }
+    for figure in ["read_bandwidth_gb_s", "decode_bandwidth_share", "peak_gmac_s", "prefill_peak_share", "ready_ms"] {
+        assert!(found[figure].as_f64().is_some_and(|x| x > 0.0), "{figure}: {found}");
+    }
+    assert!(found["rss_mb"].as_f64() >= found["anon_mb"].as_f64() && found["threads"] == 2, "{found}");
+    assert_eq!(
+        found["bytes_per_token"],
+        report["weights_per_token"].as_u64().expect("bytes") + report["scales_per_token"].as_u64().expect("bytes")
+    );
+    assert!(stdout(bench(&[])).contains("can be read here"));
+    assert_eq!(bench(&["--context", "1000000"]).status.code(), Some(2));
+
     let text = dir.path().join("text");
     fs::write(&text, "the quick brown fox ".repeat(40)).expect("text");
     let command = &mut emberd();

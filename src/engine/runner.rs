@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crate::engine::checkpoint::config::Config;
+use crate::engine::checkpoint::summary::Summary;
 use crate::engine::checkpoint::{Checkpoint, CheckpointError, GenerationDefaults};
 use crate::engine::kv_cache::{KvCache, KvKind};
 use crate::engine::model::{Activations, Keep, Model};
@@ -134,6 +135,11 @@ impl Runner {
     /// Shapes of the model.
     pub fn config(&self) -> &Config {
         &self.model.net.config
+    }
+
+    /// What the model costs.
+    pub fn summary(&self) -> Summary {
+        Summary::new(&self.model.net.config, self.model.net.prefix)
     }
 
     /// Where an answer ends and how its tokens are drawn, as the checkpoint has it.

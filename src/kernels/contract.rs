@@ -249,4 +249,8 @@ pub trait Kernels: Send + Sync {
 
     /// `Σ x[i]²` in the order of float sums.
     fn sum_squares(&self, x: &[f32]) -> f32;
+
+    /// Does the set's integer multiply-adds on registers alone, `rounds` times over, and returns how many it did: the
+    /// speed at which it does them is the peak that [`Kernels::dots`] can be compared with.
+    fn peak(&self, rounds: u64) -> u64;
 }

@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::super::error::Error;
-use super::model::{RunModel, print, read};
+use super::model::{RunModel, bar, print, read};
 use crate::engine::checkpoint::output;
 use crate::engine::eval::{self, Case, Tally, Verdict};
 use crate::engine::template::STACK_BYTES;
@@ -76,7 +75,7 @@ fn evaluate(args: &Eval, cases: &[Case]) -> Result<(), Error> {
     let named = |error: eval::EvalError| Error::Failed(format!("{}: {error}", args.cases.display()));
     let mut engine = args.model.engine(args.context as usize)?;
     let prompts = eval::encode(&engine, cases).map_err(named)?;
-    let bar = bar(cases.len());
+    let bar = bar(cases.len(), "{bar:40} {pos}/{len} cases, {msg}, {eta} left");
     let (began, mut passed) = (Instant::now(), 0);
     let mut verdicts = Vec::with_capacity(cases.len());
     for (case, prompt) in cases.iter().zip(&prompts) {
@@ -125,12 +124,6 @@ fn evaluate(args: &Eval, cases: &[Case]) -> Result<(), Error> {
         Some(least) => enough(&rows, least),
         None => Ok(()),
     }
-}
-
-fn bar(cases: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} cases, {msg}, {eta} left");
-    let bar = ProgressBar::new(cases as u64);
-    if let Ok(style) = style { bar.with_style(style) } else { bar }
 }
 
 /// What a case asked, expected and got. Answers may hold what a terminal obeys.

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod ask;
+mod bench;
 mod check_config;
 mod debug;
 #[cfg(feature = "demo")]
@@ -43,6 +44,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure how well a checkpoint predicts a text
     Perplexity(perplexity::Perplexity),
+    /// Measure speed and memory, and how much of this machine they take
+    Bench(bench::Bench),
     /// Count how many cases of a file a checkpoint answers as expected
     Eval(eval::Eval),
     /// Show the daemon at work: its own socket, its own broker, a few prompts
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Ask(ask) => ask::run(&ask),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Perplexity(perplexity) => perplexity::run(&perplexity),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Eval(eval) => eval::run(&eval),
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo::run(&demo),

@@ -75,7 +75,12 @@ impl RunModel {
 
 /// A progress bar over `total` tokens on standard error; it hides itself when that is no terminal.
 pub(super) fn progress(total: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} tokens, {per_sec}, {eta} left {msg}");
+    bar(total, "{bar:40} {pos}/{len} tokens, {per_sec}, {eta} left {msg}")
+}
+
+/// As [`progress`], with a template of indicatif's.
+pub(super) fn bar(total: usize, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template);
     let bar = ProgressBar::new(total as u64);
     if let Ok(style) = style { bar.with_style(style) } else { bar }
 }

@@ -6,12 +6,13 @@ use crate::engine::checkpoint::config::Kind;
 use crate::engine::kv_cache::{KvCache, Window};
 use crate::engine::ops::Compute;
 use crate::kernels::contract::{Kernels, LANES};
-use crate::stats::Projection;
+use crate::stats::{Projection, Stage};
 
 /// `k = rope(rmsnorm_head(k_proj(x), k_norm))`, `v = rmsnorm_head(v_proj(x))`, appended to the cache of layer `i`.
 pub(super) fn append_kv(on: &Compute, net: &Checkpoint, act: &mut Activations, cache: &mut KvCache, i: usize) {
     let (layer, shape, eps) = (&net.weights.layers[i], &net.config.layers[i], net.config.eps);
     let Some(kv) = &layer.kv else { return };
+    let _timer = on.stats.time(Stage::QueryKeyValueOutput);
     on.linear(Projection::Key, &kv.k_proj, &act.x, &mut act.k, &mut act.quantized);
     on.linear(Projection::Value, &kv.v_proj, &act.x, &mut act.v, &mut act.quantized);
     on.rms_norm(&mut act.k, &kv.k_norm, eps);
@@ -28,11 +29,14 @@ pub(super) fn append_kv(on: &Compute, net: &Checkpoint, act: &mut Activations, c
 /// `x = o_proj(softmax(q · kᵀ) · v)` with `q = rope(rmsnorm_head(q_proj(x), q_norm))`.
 pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, cache: &KvCache, i: usize) {
     let (layer, shape) = (&net.weights.layers[i], &net.config.layers[i]);
+    let timer = on.stats.time(Stage::QueryKeyValueOutput);
     on.linear(Projection::Query, &layer.q_proj, &act.x, &mut act.q, &mut act.quantized);
     on.rms_norm(&mut act.q, &layer.q_norm, net.config.eps);
     let mut q = std::mem::take(&mut act.q);
     act.rotation(shape.kind).apply(&mut q);
+    drop(timer);
 
+    let timer = on.stats.time(Stage::Attention);
     let owner = shape.kv_source;
     let (k_step, v_step) = net.weights.layers[owner].kv.as_ref().map_or((1.0, 1.0), |kv| (kv.k_step, kv.v_step));
     let (heads, group, d) = (net.config.heads, net.config.heads / shape.kv_heads, shape.head_dim);
@@ -45,6 +49,9 @@ pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, c
         attend(on.kernels, &q[item * d..][..d], window, k_step, v_step, &mut act.scores.of(worker), out);
     });
     act.q = q;
+    drop(timer);
+
+    let _timer = on.stats.time(Stage::QueryKeyValueOutput);
     on.linear(Projection::Output, &layer.o_proj, &act.heads, &mut act.x, &mut act.quantized);
 }
 

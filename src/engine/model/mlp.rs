@@ -3,10 +3,11 @@
 use super::activations::Activations;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::ops::Compute;
-use crate::stats::Projection;
+use crate::stats::{Projection, Stage};
 
 /// `x = down_proj(gelu(gate_proj(x)) ⊙ up_proj(x))`.
 pub(super) fn mlp(on: &Compute, net: &Checkpoint, act: &mut Activations, i: usize) {
+    let _timer = on.stats.time(Stage::Mlp);
     let layer = &net.weights.layers[i];
     on.linear(Projection::Gate, &layer.gate_proj, &act.x, &mut act.gate, &mut act.quantized);
     on.linear(Projection::Up, &layer.up_proj, &act.x, &mut act.up, &mut act.quantized);

@@ -14,7 +14,7 @@ pub use activations::{Activations, Keep};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::kv_cache::KvCache;
 use crate::engine::ops::Compute;
-use crate::stats::Projection;
+use crate::stats::{Projection, Stage};
 
 /// A loaded checkpoint, ready to run.
 pub struct Model {
@@ -95,6 +95,7 @@ fn logits<'a>(on: &Compute, net: &Checkpoint, act: &'a mut Activations) -> &'a [
     if act.h.is_empty() {
         return &act.logits;
     }
+    let _timer = on.stats.time(Stage::Head);
     on.rms_norm(&mut act.h, &net.weights.norm, net.config.eps);
     on.linear(Projection::Head, &net.weights.lm_head, &act.h, &mut act.logits, &mut act.quantized);
     if let Some(cap) = net.config.softcap {

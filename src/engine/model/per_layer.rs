@@ -5,12 +5,13 @@ use std::ops::Range;
 use super::activations::Activations;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::ops::Compute;
-use crate::stats::Projection;
+use crate::stats::{Projection, Stage};
 
 /// Computes the inputs of `layers` for the batch's tokens:
 /// `ple = (rmsnorm_P(per_layer_model_projection(h) / √H) + ple_table[token] · √P) / √2`, `[T, layers, P]`.
 pub(super) fn inputs(on: &Compute, net: &Checkpoint, act: &mut Activations, layers: Range<usize>) {
     let Some(weights) = &net.weights.ple else { return };
+    let _timer = on.stats.time(Stage::PerLayer);
     let (p, hidden) = (net.config.ple_dim, net.config.hidden);
     if layers.start == 0 {
         act.embedded.clone_from(&act.h);
@@ -37,6 +38,7 @@ pub(super) fn inputs(on: &Compute, net: &Checkpoint, act: &mut Activations, laye
 /// `x = rmsnorm(per_layer_projection(gelu(per_layer_input_gate(h)) ⊙ ple[i]))`; `false` where the model has none.
 pub(super) fn branch(on: &Compute, net: &Checkpoint, act: &mut Activations, i: usize) -> bool {
     let Some(layer) = &net.weights.layers[i].ple else { return false };
+    let _timer = on.stats.time(Stage::PerLayer);
     let p = layer.gate.n;
     on.linear(Projection::PerLayerGate, &layer.gate, &act.h, &mut act.gate, &mut act.quantized);
     let (width, from) = (act.ple_layers.len() * p, (i - act.ple_layers.start) * p);

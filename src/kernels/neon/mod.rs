@@ -5,6 +5,7 @@
 mod attention;
 mod fdot;
 mod lanes;
+mod peak;
 mod qdot;
 mod qdot_sdot;
 mod quantize;
@@ -68,8 +69,9 @@ impl Tiles for NeonDot {
 
 /// One implementation of the trait for both: they differ in their [`Tiles`].
 macro_rules! kernels {
-    ($set:ty, $name:literal) => {
-        // SAFETY of all blocks: `self` exists, so `detect` saw NEON, which is all that the callees enable.
+    ($set:ty, $name:literal, $peak:path) => {
+        // SAFETY of all blocks: `self` exists, so `detect` saw NEON, which is all that the callees enable; the peak of
+        // `neondot` enables the dot product too, which its `detect` saw.
         #[allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
         impl Kernels for $set {
             fn name(&self) -> &'static str {
@@ -111,9 +113,13 @@ macro_rules! kernels {
             fn sum_squares(&self, x: &[f32]) -> f32 {
                 unsafe { fdot::sum_squares(x) }
             }
+
+            fn peak(&self, rounds: u64) -> u64 {
+                unsafe { $peak(rounds) }
+            }
         }
     };
 }
 
-kernels!(Neon, "neon");
-kernels!(NeonDot, "neondot");
+kernels!(Neon, "neon", peak::smlal);
+kernels!(NeonDot, "neondot", peak::sdot);

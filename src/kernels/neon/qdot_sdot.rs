@@ -36,7 +36,7 @@ pub(super) fn tile<const BITS: usize, const R: usize, const T: usize>(
 /// `vdotq_s32`, which is not stable in Rust 1.95.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn sdot(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+pub(super) fn sdot(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     let mut sum = sum;
     // SAFETY: one instruction on the registers that it names; the attribute above says that the CPU has it.
     #[allow(unsafe_code)]

@@ -2,6 +2,7 @@
 
 mod attention;
 mod fdot;
+mod peak;
 mod qdot;
 mod quantize;
 
@@ -52,5 +53,9 @@ impl Kernels for Scalar {
 
     fn sum_squares(&self, x: &[f32]) -> f32 {
         fdot::sum_squares(x)
+    }
+
+    fn peak(&self, rounds: u64) -> u64 {
+        peak::peak(rounds)
     }
 }

@@ -6,6 +6,7 @@
 mod attention;
 mod fdot;
 mod lanes;
+mod peak;
 mod qdot;
 mod qdot_vnni;
 mod quantize;
@@ -78,8 +79,9 @@ impl Tiles for Avx512Vnni {
 
 /// One implementation of the trait for both: they differ in their [`Tiles`].
 macro_rules! kernels {
-    ($set:ty, $name:literal) => {
-        // SAFETY of all blocks: `self` exists, so `detect` saw AVX2 and FMA, which is all that the callees enable.
+    ($set:ty, $name:literal, $peak:path) => {
+        // SAFETY of all blocks: `self` exists, so `detect` saw AVX2 and FMA, which is all that the callees enable; the
+        // peak of `avx512vnni` enables what its own `detect` saw.
         #[allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
         impl Kernels for $set {
             fn name(&self) -> &'static str {
@@ -121,9 +123,13 @@ macro_rules! kernels {
             fn sum_squares(&self, x: &[f32]) -> f32 {
                 unsafe { fdot::sum_squares(x) }
             }
+
+            fn peak(&self, rounds: u64) -> u64 {
+                unsafe { $peak(rounds) }
+            }
         }
     };
 }
 
-kernels!(Avx2, "avx2");
-kernels!(Avx512Vnni, "avx512vnni");
+kernels!(Avx2, "avx2", peak::maddubs);
+kernels!(Avx512Vnni, "avx512vnni", peak::dpbusd);
