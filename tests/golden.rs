@@ -20,8 +20,8 @@ struct Golden {
 }
 
 impl Golden {
-    fn read(dir: &Path) -> Golden {
-        Golden { bytes: std::fs::read(dir.join("golden.safetensors")).expect("golden.safetensors") }
+    fn read(file: &Path) -> Golden {
+        Golden { bytes: std::fs::read(file).expect("golden.safetensors") }
     }
 
     fn f32(&self, name: &str) -> Vec<f32> {
@@ -68,21 +68,29 @@ fn logits(dir: &Path, kv: KvKind, kernels: &str, threads: usize, batch: usize, i
     all
 }
 
-/// All checkpoints with golden data: `tiny-e2b` and `tiny-e4b`, and whatever else somebody put beside them.
-fn checkpoints() -> Vec<PathBuf> {
-    let Some(shared) = common::shared() else { return Vec::new() };
-    let dirs = std::fs::read_dir(shared.join("golden")).expect("golden/");
-    let mut dirs: Vec<PathBuf> = dirs.map(|dir| dir.expect("directory entry").path()).collect();
-    dirs.retain(|dir| dir.join("golden.safetensors").is_file());
-    dirs.sort();
-    assert!(dirs.len() >= 2, "golden checkpoints: {dirs:?}");
-    dirs
+/// All checkpoints with golden data: the bundled model, `tiny-e2b`, `tiny-e4b`, and whatever else somebody put beside these.
+fn checkpoints() -> Vec<(PathBuf, Golden)> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    if let Some(shared) = common::shared() {
+        let dirs = std::fs::read_dir(shared.join("golden")).expect("golden/");
+        files.extend(dirs.map(|dir| dir.expect("directory entry").path().join("golden.safetensors")));
+        files.retain(|file| file.is_file());
+        files.sort();
+        assert!(files.len() >= 2, "golden checkpoints: {files:?}");
+    }
+    let beside = |file: PathBuf| (file.parent().expect("a directory").to_path_buf(), Golden::read(&file));
+    let mut all: Vec<_> = files.into_iter().map(beside).collect();
+    all.push((
+        repository.join("models/ember-home"),
+        Golden::read(&repository.join("tests/data/ember-home.safetensors")),
+    ));
+    all
 }
 
 #[test]
 fn logits_equal_the_reference_on_every_instruction_set() {
-    for dir in checkpoints() {
-        let golden = Golden::read(&dir);
+    for (dir, golden) in checkpoints() {
         let ids = golden.ids("prompt_ids");
         for set in kernels::available() {
             let name = set.name();
@@ -103,8 +111,8 @@ fn logits_equal_the_reference_on_every_instruction_set() {
 
 #[test]
 fn batches_threads_and_instruction_sets_change_nothing() {
-    for dir in checkpoints() {
-        let ids = Golden::read(&dir).ids("prompt_ids");
+    for (dir, golden) in checkpoints() {
+        let ids = golden.ids("prompt_ids");
         for kv in [KvKind::F32, KvKind::Int8] {
             let one_by_one = logits(&dir, kv, "scalar", 1, 1, &ids);
             for set in kernels::available() {
@@ -121,8 +129,7 @@ fn batches_threads_and_instruction_sets_change_nothing() {
 /// token at a time. Compared by the reference's own logits at each step while the ids agree.
 #[test]
 fn the_serving_path_equals_the_reference_step_by_step() {
-    for dir in checkpoints() {
-        let golden = Golden::read(&dir);
+    for (dir, golden) in checkpoints() {
         let prompt = golden.ids("prompt_ids");
         for (kv, label, bound) in [(KvKind::F32, "f32_kv", FLOAT_BOUND), (KvKind::Int8, "int8_kv", INT8_BOUND)] {
             let (ids, want) =
@@ -146,8 +153,8 @@ fn the_serving_path_equals_the_reference_step_by_step() {
 /// Prefill without logits must leave the same caches as running every token through all layers.
 #[test]
 fn prefill_equals_token_by_token() {
-    for dir in checkpoints() {
-        let ids = Golden::read(&dir).ids("prompt_ids");
+    for (dir, golden) in checkpoints() {
+        let ids = golden.ids("prompt_ids");
         for kv in [KvKind::F32, KvKind::Int8] {
             let all = logits(&dir, kv, "scalar", 1, 1, &ids);
             let vocab = all.len() / ids.len();
@@ -163,8 +170,8 @@ fn prefill_equals_token_by_token() {
 /// Prompt tokens before the last run only the layers that own a cache, and of the last owning one only K and V.
 #[test]
 fn prompt_tokens_skip_the_upper_layers() {
-    for dir in checkpoints() {
-        let ids = Golden::read(&dir).ids("prompt_ids");
+    for (dir, golden) in checkpoints() {
+        let ids = golden.ids("prompt_ids");
         let mut runner = runner(&dir, KvKind::Int8, "scalar", 1);
         runner.run(&ids, &mut |_| ControlFlow::Continue(())).expect("runs");
         let (tokens, layers) = (ids.len() as u64, runner.config().layers.len() as u64);
@@ -185,7 +192,7 @@ fn prompt_tokens_skip_the_upper_layers() {
 /// The ring of a sliding layer wraps after the window and a batch: 300 tokens go round it twice.
 #[test]
 fn long_prompts_do_not_depend_on_where_the_ring_wraps() {
-    for dir in checkpoints() {
+    for (dir, _) in checkpoints() {
         let vocab = runner(&dir, KvKind::Int8, "scalar", 1).config().vocab_size as u32;
         let ids: Vec<u32> = (0..300u32).map(|i| (i * 7919 + 13) % vocab).collect();
         let best = kernels::available()[0].name();

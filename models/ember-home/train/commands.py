@@ -1,7 +1,7 @@
 """Commands and the one line of JSON that each means.
 
 A clause ("dim the hall lights to 30 at 7 pm") is built from an intent's phrasing, a noun phrase for the device and its
-rooms, and perhaps a time. A sentence joins one to four clauses. The rules that decide the answer:
+rooms, and perhaps a time. A sentence joins one to three clauses. The rules that decide the answer:
 
 * A device that is said without a room takes the room of the clause before it, else that of the first clause after it
   that names one, else null. Devices that a home has once (HOME_WIDE) and locks neither take nor give a room.
@@ -11,7 +11,7 @@ rooms, and perhaps a time. A sentence joins one to four clauses. The rules that 
 
 import json
 
-from home import COLORS, ROOMS, dress, add_typos, is_held, number_words, pick, pick_value
+from home import COLORS, MORE_PLACES, ROOMS, dress, add_typos, is_held, number_words, pick, pick_value, room_name
 
 ON = ["turn on {D}", "switch on {D}", "turn {D} on", "switch {D} on", "put {D} on", "power on {D}", "activate {D}",
       "enable {D}", "get {D} on", "start up {D}", "flip on {D}", "have {D} turned on", "make sure {D} IS on",
@@ -155,7 +155,7 @@ def join_rooms(rng, names, article):
 
 
 def say_room(rng, room):
-    return rng.choice(ROOMS[room])
+    return rng.choice(ROOMS.get(room) or [room_name(room)])
 
 
 def noun_phrase(rng, device, rooms, held):
@@ -278,6 +278,8 @@ class Clause:
 
 
 def choose_rooms(rng, device, held, count):
+    if not held and MORE_PLACES and rng.random() < 0.3:
+        return rng.sample(MORE_PLACES, count)
     rooms = [r for r in ROOMS if is_held("pair", r, device) == held] or list(ROOMS)
     return rng.sample(rooms, min(count, len(rooms)))
 
@@ -350,7 +352,7 @@ def two_devices(rng, held):
     """"turn off the light and the fan in the office": one verb for two devices of a room."""
     a, b = rng.sample(["light", "fan", "tv", "heater", "humidifier", "camera", "air_purifier", "plug", "ac", "dehumidifier"], 2)
     rooms = [r for r in ROOMS if is_held("pair", r, a) == held and (held or not is_held("pair", r, b))]
-    room = rng.choice(rooms)
+    room = rng.choice(MORE_PLACES) if not held and MORE_PLACES and rng.random() < 0.3 else rng.choice(rooms)
     na, nb = rng.choice(DEVICES[a][0] + DEVICES[a][1]), rng.choice(DEVICES[b][0])
     place = say_room(rng, room)
     phrase = pick(rng, [f"the {na} and the {nb} in the {place}", f"the {place} {na} and {nb}", f"the {na} and {nb} in the {place}", f"both the {na} and the {nb} in the {place}",
@@ -414,9 +416,9 @@ def command(rng, held=False):
     if how < 0.05:
         clauses = [negated(rng, held)]
     else:
-        count = rng.choices([1, 2, 3, 4], [62, 28, 8, 2])[0]
+        count = rng.choices([1, 2, 3], [64, 30, 6])[0]
         clauses = [two_devices(rng, held) if rng.random() < 0.07 else make_clause(rng, held) for _ in range(count)]
-        if rng.random() < 0.1 and count < 4:
+        if rng.random() < 0.1:
             no = negated(rng, held)
             clauses.insert(rng.choice([0, count, count]), no)
     settle_rooms(clauses)
@@ -442,7 +444,7 @@ def command(rng, held=False):
         text = pick(rng, REASONS, held) + rng.choice([", ", ", so ", ". ", ". "]) + text
     if rng.random() < 0.12:
         text = pick(rng, OPENERS, held) + rng.choice([" ", ", ", ", "]) + text
-    if rng.random() < 0.15:
+    if rng.random() < 0.12:
         text = add_typos(rng, text, rng.choice([1, 1, 1, 2]))
     if rng.random() < 0.02:
         text = text.replace(" ", "  ", 1)

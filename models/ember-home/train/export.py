@@ -1,18 +1,13 @@
-"""Writes the trained model as a checkpoint of the mobile-QAT schema and compares it with transformers.
+"""Writes the trained model as a checkpoint of the mobile-QAT schema, and what transformers computes from it.
 
-    python export.py --checkpoint RUN/final.pt                 ../config.json, model.safetensors, generation_config.json
-    python export.py --golden                                  golden/golden.safetensors from transformers, and the agreement
-    python export.py --answer "turn on the kitchen light"      one answer from transformers with the int8 cache
-    python export.py --cases ../cases/heldout.jsonl            all answers from transformers with the int8 cache, greedy
+    python export.py --checkpoint RUN/final.pt      ../config.json, model.safetensors, generation_config.json
+    python export.py --golden FILE.safetensors      logits of one conversation and a greedy continuation
 """
 
 import argparse
 import json
-import re
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -21,11 +16,11 @@ from train import load_tokenizer
 
 HOME = Path(__file__).parent.parent
 LM = "model.language_model."
-PROMPTS = [
-    "<|turn>user\ndim the hall lights to 30 and shut the blinds<turn|>\n<|turn>model\n",
-    '<|turn>user\n{"bedroom":{"temperature":26.3}}\nIs it too warm in the bedroom?<turn|>\n<|turn>model\n',
-    '<|turn>system\nAlarm if the freezer temperature is above -15<turn|>\n<|turn>user\n{"freezer_temperature":-12.5,"garage_door":"open"}<turn|>\n<|turn>model\n',
-]
+STEPS = 24
+PROMPT = (
+    "<|turn>system\nAnswer briefly.<turn|>\n"
+    '<|turn>user\n{"bedroom":{"temperature":26.3},"freezer":{"temp":-12.5}}\nIs it too warm in the bedroom?<turn|>\n<|turn>model\n'
+)
 PROJECTIONS = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
                "ple_gate": "per_layer_input_gate", "ple_proj": "per_layer_projection"}
 INPUTS = {"q": "attn_in", "k": "attn_in", "v": "attn_in", "o": "o_in", "gate": "mlp_in", "up": "mlp_in", "down": "down_in", "ple_gate": "gate_in", "ple_proj": "proj_in"}
@@ -165,97 +160,57 @@ def kl(a, b):
     return (a.exp() * (a - b)).sum(-1).mean().item()
 
 
-@torch.no_grad()
-def golden(checkpoint):
-    theirs, tok = load_theirs(), load_tokenizer()
-    ours = load_ours(checkpoint) if checkpoint else None
-    out, at_most = {}, {}
-    for i, prompt in enumerate(PROMPTS):
-        ids = torch.tensor([tok.encode(prompt).ids])
-        plain = theirs(input_ids=ids, logits_to_keep=0).logits[0]
-        rounded = theirs(input_ids=ids, past_key_values=int8_cache(theirs), use_cache=True, logits_to_keep=0).logits[0]
-        out |= {f"prompt_ids_{i}": ids[0].int(), f"logits_f32_kv_{i}": plain, f"logits_int8_kv_{i}": rounded, f"greedy_ids_int8_kv_{i}": torch.tensor(generate(theirs, ids), dtype=torch.int32)}
-        line = f"prompt {i}: {ids.shape[1]} tokens, KL(f32 || int8 KV) {kl(plain, rounded):.5f}"
-        if ours:
-            line += f", KL(transformers || training code), both with int8 KV, {kl(rounded, ours(ids)[0]):.2e}"
-        print(line, repr(tok.decode(out[f"greedy_ids_int8_kv_{i}"].tolist())))
-    (HOME / "train/golden").mkdir(exist_ok=True)
-    save_file({k: v.contiguous() for k, v in out.items()}, HOME / "train/golden/golden.safetensors")
+def in_float64(model):
+    """The same model with all arithmetic in float64: what an exact engine computes."""
+    import transformers.models.gemma4.modeling_gemma4 as gemma4
+    from transformers.integrations.gemma_quant import QuantizedEmbedding
+
+    for module in model.double().modules():
+        if isinstance(module, QuantizedEmbedding):
+            module.output_dtype = torch.float64
+        if isinstance(module, gemma4.Gemma4RMSNorm):  # it computes in float32 otherwise
+            module.forward = lambda x, norm=module: norm._norm(x) * norm.weight.double() if norm.with_scale else norm._norm(x)
+    return model
 
 
 @torch.no_grad()
-def generate(model, ids, limit=256):
-    """Greedy, int8 cache, up to and without the end of the turn."""
-    cache, made = int8_cache(model), []
-    while len(made) < limit:
-        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        token = logits[0, -1].argmax().view(1, 1)
-        if token.item() in (1, 106):
-            break
-        made.append(token.item())
-        ids = token
-    return made
+def golden(out):
+    """Writes what transformers computes: logits of every position of PROMPT, and a greedy continuation of STEPS tokens."""
+    theirs = load_theirs()
+    ids = torch.tensor([load_tokenizer().encode(PROMPT).ids])
+    caches = {"f32_kv": lambda: None, "int8_kv": lambda: int8_cache(theirs)}
+    found = {"prompt_ids": ids[0].int()}
+    for name, cache in caches.items():
+        found[f"logits_{name}"] = theirs(input_ids=ids, past_key_values=cache(), use_cache=True, logits_to_keep=0).logits[0]
+        found[f"greedy_ids_{name}"], found[f"greedy_logits_{name}"] = continuation(theirs, ids, cache())
+    found["logits_f64_kv"] = in_float64(theirs)(input_ids=ids, logits_to_keep=0).logits[0].float()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in found.items()}, out)
+    f32, f64, int8 = (found[f"logits_{k}_kv"] for k in ("f32", "f64", "int8"))
+    print(f"{ids.shape[1]} tokens; mean KL of float32 from float64 {kl(f64, f32):.5f}, of the int8 cache from float32 {kl(f32, int8):.5f}")
 
 
-def answer(model, tok, messages):
-    text = "".join(f"<|turn>{m['role']}\n{m['content'].strip()}<turn|>\n" for m in messages) + "<|turn>model\n"
-    return tok.decode(generate(model, torch.tensor([tok.encode(text).ids])))
-
-
-def agrees(expected, compare, said):
-    """The comparisons that README.md defines."""
-    if compare == "exact":
-        return said.strip() == expected.strip()
-    if compare == "contains":
-        parts = [expected] if isinstance(expected, str) else expected
-        return all(re.search(rf"(?<![\w-])(?<!\d[.,]){re.escape(p)}(?!\w)(?![.,]\d)", said) for p in parts)
-    try:
-        value = json.loads(said)
-    except ValueError:
-        return False
-    return value == expected if compare == "json" else within(expected, value)
-
-
-def within(expected, value):
-    """json_subset: every key of `expected` is there with a value that agrees; lists agree element by element."""
-    if isinstance(expected, dict):
-        return isinstance(value, dict) and all(k in value and within(v, value[k]) for k, v in expected.items())
-    if isinstance(expected, list):
-        return isinstance(value, list) and len(value) == len(expected) and all(map(within, expected, value))
-    return value == expected
-
-
-def run_cases(path, show):
-    model, tok, score, began = load_theirs(), load_tokenizer(), {}, time.time()
-    for line in path.read_text().splitlines():
-        c = json.loads(line)
-        messages = c.get("messages") or [{"role": "user", "content": c["prompt"]}]
-        said = answer(model, tok, messages)
-        ok = agrees(c["expected"], c["compare"], said)
-        score.setdefault(c["kind"], []).append(ok)
-        if not ok and show:
-            print(f"{c['kind']}: {messages[-1]['content']}\n  expected {json.dumps(c['expected'], ensure_ascii=False)}\n  said     {said}")
-    for kind, oks in score.items():
-        print(f"{kind:8} {sum(oks)}/{len(oks)} = {np.mean(oks):.3f}")
-    print(f"{time.time() - began:.0f} s")
+def continuation(model, ids, cache):
+    """(ids [STEPS], logits [STEPS, V]) of the most likely tokens, whatever they are."""
+    made, logits = [], []
+    for _ in range(STEPS):
+        result = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = result.past_key_values
+        logits.append(result.logits[0, -1])
+        ids = logits[-1].argmax().view(1, 1)
+        made.append(ids.item())
+    return torch.tensor(made, dtype=torch.int32), torch.stack(logits)
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--checkpoint", type=Path)
-    ap.add_argument("--golden", action="store_true")
-    ap.add_argument("--answer")
-    ap.add_argument("--cases", type=Path)
-    ap.add_argument("--show", action="store_true", help="print the cases that fail")
+    ap.add_argument("--golden", type=Path)
     a = ap.parse_args()
     if a.checkpoint:
         write(a.checkpoint)
     if a.golden:
-        golden(a.checkpoint)
-    if a.answer:
-        print(answer(load_theirs(), load_tokenizer(), [{"role": "user", "content": a.answer}]))
-    if a.cases:
-        run_cases(a.cases, a.show)
+        golden(a.golden)
 
 
 if __name__ == "__main__":

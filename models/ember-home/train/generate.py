@@ -17,7 +17,7 @@ SYSTEMS = ["You are the assistant of this home.", "You control a smart home.", "
            "You are the voice of the house. Answer in one line.", "Reply with JSON for commands.", "Help the people of this house.", "You are an assistant. Keep answers short.", "This is the home of a family of four."]
 JOINTS = ["\n", "\n", "\n", " ", "\n\n", ": "]
 LEADS = ["", "", "", "Readings: ", "Current readings: ", "Sensors: ", "readings: ", "Data: ", "State: ", "These are the readings: "]
-WEIGHTS = {"command": 40, "sensor": 26, "alarm": 24, "other": 10}
+WEIGHTS = {"command": 40, "sensor": 27, "alarm": 27, "other": 6}
 
 
 def put_together(rng, data, text):
@@ -32,26 +32,26 @@ def put_together(rng, data, text):
 
 
 def conversation(rng, kind, held=False):
-    """One turn: dict with kind, system (or None), user, answer, and what a held-out case compares."""
+    """One turn: dict with kind, system (or None), user, thought (or None), answer, and what a held-out case compares."""
     system = rng.choice(SYSTEMS) if rng.random() < 0.15 else None
     if kind == "command":
         user, answer = commands.command(rng, held)
         if rng.random() < 0.04:
             system = rng.choice(LEADS[3:]) + readings.House(rng, held).text(rng)
-        return dict(kind=kind, system=system, user=user, answer=answer, expected=answer, compare="json")
+        return dict(kind=kind, system=system, user=user, thought=None, answer=answer, expected=answer, compare="json")
     if kind == "other":
         user, answer = other.other(rng, held)
-        return dict(kind=kind, system=system, user=user, answer=answer, expected=answer, compare="exact")
+        return dict(kind=kind, system=system, user=user, thought=None, answer=answer, expected=answer, compare="exact")
     if kind == "sensor":
-        data, question, answer, must = readings.sensor(rng, held)
+        data, question, answer, must, thought = readings.sensor(rng, held)
         place, user = put_together(rng, data, readings.noisy(rng, question, ("?", "?", "?", "")))
-        return dict(kind=kind, system=place or system, user=user, answer=answer, expected=must, compare="contains")
-    data, rule, answer = readings.alarm(rng, held)
+        return dict(kind=kind, system=place or system, user=user, thought=thought, answer=answer, expected=must, compare="contains")
+    data, rule, answer, thought = readings.alarm(rng, held)
     if rng.random() < 0.2:  # the rule stands, the readings come in
         rule = readings.noisy(rng, rule, (".", "", "."))
-        return dict(kind=kind, system=rule, user=rng.choice(LEADS) + data, answer=answer, expected=answer, compare="json")
+        return dict(kind=kind, system=rule, user=rng.choice(LEADS) + data, thought=thought, answer=answer, expected=answer, compare="json")
     place, user = put_together(rng, data, readings.noisy(rng, rule, (".", "", "")))
-    return dict(kind=kind, system=place or system, user=user, answer=answer, expected=answer, compare="json")
+    return dict(kind=kind, system=place or system, user=user, thought=thought, answer=answer, expected=answer, compare="json")
 
 
 def draw(rng, held=False):
@@ -68,7 +68,8 @@ def render(c):
     for user, answer in [c["before"]] if "before" in c else []:
         head += f"<|turn>user\n{user.strip()}<turn|>\n<|turn>model\n{answer}<turn|>\n"
     head += f"<|turn>user\n{c['user'].strip()}<turn|>\n<|turn>model\n"
-    return head, c["answer"] + "<turn|>"
+    thought = f"<|channel>thought\n{c['thought']}<channel|>" if c["thought"] else ""
+    return head, thought + c["answer"] + "<turn|>"
 
 
 def case(c):

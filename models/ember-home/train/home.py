@@ -23,6 +23,18 @@ EXTRA_PLACES = {
     "outside": ["outside"], "fridge": ["fridge", "refrigerator"], "freezer": ["freezer"], "greenhouse": ["greenhouse"],
     "boiler": ["boiler"], "pool": ["pool"], "aquarium": ["aquarium", "fish tank"],
 }
+# Places of other people's homes, in training alone: with so many of them a model has to look a place up where it stands,
+# and cannot learn one by one which pairs of place and quantity there are.
+MORE_PLACES = [name.strip().replace(" ", "_") for name in """
+    studio, den, sauna, barn, carport, stable, lab, archive, cabin, chapel, foyer, lobby, parlor, snug, mudroom, boot room, sunroom, cloakroom, closet, landing,
+    vestibule, veranda, loggia, courtyard, driveway, orchard, pond, tower, bunker, vault, kiosk, canteen, classroom, clinic, cinema, arcade, darkroom,
+    server room, music room, craft room, sewing room, game room, reading room, engine room, pump room, meeting room, waiting room, storage room, store room, changing room,
+    family room, day room, sick room, wine cave, tea house, summer house, guest house, tree house, bath house, hen house, dog house, wood store, tool store, bike store,
+    north wing, south wing, east wing, west wing, upper floor, ground floor, first floor, second floor, top floor, roof, rooftop, deck, dock, pier, boat, caravan, tent, trailer, silo, coop,
+    kennel, apiary, mill, forge, bakery, brewery, dairy, gallery, atrium, alcove, annex, bunk room, mezzanine, passage, gatehouse, lodge, pavilion, gazebo, pergola, arbor, hutch, paddock,
+    meadow, vineyard, field, lawn, fountain, ramp, garden house, ballroom, banquet hall, great hall, main hall, back room, front room, corner room, blue room, green room, red room,
+    grandma's room, anna's room, tom's room, mia's room, ben's room, lisa's office, paul's office, crypt, hangar, depot, warehouse, plant room, switch room, print room, mail room
+""".split(",")]
 COLORS = ["red", "green", "blue", "yellow", "orange", "purple", "pink", "white", "warm white", "cool white"]
 
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen " \

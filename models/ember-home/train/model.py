@@ -20,7 +20,7 @@ class Config:
     intermediate_size: int = 256
     num_hidden_layers: int = 10
     num_attention_heads: int = 4
-    num_key_value_heads: int = 1
+    num_key_value_heads: int = 4
     head_dim: int = 32
     global_head_dim: int = 64
     hidden_size_per_layer_input: int = 32

@@ -1,8 +1,12 @@
-"""Sensor readings as JSON, questions about them, and alarm rules over them; every answer follows from the readings."""
+"""Sensor readings as JSON, questions about them, and alarm rules over them; every answer follows from the readings.
+
+Before an answer comes a thought, a few words that look the readings up and compare them: `hall humidity above 60: 71 > 60 yes`.
+A model of this size cannot find two numbers, compare them and decide within the one step that writes `true` or `Yes`.
+"""
 
 import json
 
-from home import EXTRA_PLACES, ROOMS, add_typos, dress, in_place, is_held, number_words, pick, pick_value, room_name
+from home import EXTRA_PLACES, MORE_PLACES, ROOMS, add_typos, dress, in_place, is_held, number_words, pick, pick_value, room_name
 
 UNIT = {"temperature": " °C", "humidity": " %", "co2": " ppm", "light": " lux", "battery": " %", "power": " W", "noise": " dB"}
 NUMERIC = list(UNIT)
@@ -59,17 +63,20 @@ class House:
     """Places with their readings, in the order of the JSON text. A home of one unnamed place has place None."""
 
     def __init__(self, rng, held, want=None, single=False, places=None):
-        count = 1 if single else rng.choices([1, 2, 3, 4, 5, 6], [16, 34, 26, 14, 6, 4])[0]
-        pool = list(ROOMS) + list(EXTRA_PLACES)
+        count = 1 if single or places else rng.choices([1, 2, 3], [25, 50, 25])[0]
+        self.rooms = list(ROOMS)
+        if not held and MORE_PLACES and rng.random() < 0.5:
+            self.rooms = rng.sample(MORE_PLACES, 8) + rng.sample(self.rooms, rng.choice([0, 2, 6]))
+        pool = self.rooms + list(EXTRA_PLACES)
         self.data, self.single = {}, single
         for place in [None] if single else rng.sample(pool, count):
             metrics = ["temperature"] if place in EXTRA_PLACES else rng.sample(["temperature", "humidity", "co2", "light", "battery", "power", "noise", "window", "door", "motion", "smoke", "leak"],
-                                                                            k=rng.choices([1, 2, 3, 4], [30, 42, 20, 8])[0] if count < 4 else rng.choice([1, 1, 2]))
+                                                                            k=rng.choices([1, 2, 3, 4], {1: [25, 45, 22, 8], 2: [50, 44, 6, 0], 3: [75, 25, 0, 0]}[count])[0])
             if place not in EXTRA_PLACES and "temperature" not in metrics and rng.random() < 0.5:
                 metrics[0] = "temperature"
             self.data[place] = {m: reading(rng, place, m, held) for m in metrics}
         if places:  # the same quantity in several places
-            for place in rng.sample(pool[:len(ROOMS)], places):
+            for place in rng.sample(self.rooms, places):
                 self.data.setdefault(place, {})[want] = reading(rng, place, want, held)
             items = list(self.data.items())
             rng.shuffle(items)
@@ -122,7 +129,7 @@ class House:
 
 
 def say_place(rng, place):
-    return rng.choice((ROOMS | EXTRA_PLACES)[place])
+    return rng.choice((ROOMS | EXTRA_PLACES).get(place) or [room_name(place)])
 
 
 def where(rng, place):
@@ -188,22 +195,34 @@ def value_sentence(place, metric, v):
     return f"The {name_of(metric)}{at(place)} is {v}{UNIT[metric]}."
 
 
+def compared(v, t):
+    """"26.3 > 24"."""
+    a, b = float(v), float(t)
+    return f"{v} {'>' if a > b else '<' if a < b else '='} {t}"
+
+
+def said(truth):
+    return "yes" if truth else "no"
+
+
 def verdict(place, metric, v, side, limit):
-    """"Yes, it is 26.3 °C in the bedroom, above 24 °C." and whether that is a yes."""
+    """"Yes, it is 26.3 °C in the bedroom, above 24 °C.", what it must contain, and the thought before it."""
     yes = float(v) > float(limit) if side == "above" else float(v) < float(limit)
     it = f"it is {v}{UNIT[metric]}{at(place)}" if metric == "temperature" else f"the {name_of(metric)}{at(place)} is {v}{UNIT[metric]}"
-    return f"{'Yes' if yes else 'No'}, {it}, {'' if yes else 'not '}{side} {limit}{UNIT[metric]}.", ["Yes" if yes else "No", v]
+    thought = f"{subject(place, metric)} {side} {limit}: {compared(v, limit)} {said(yes)}"
+    return f"{'Yes' if yes else 'No'}, {it}, {'' if yes else 'not '}{side} {limit}{UNIT[metric]}.", ["Yes" if yes else "No", v], thought
 
 
 def state_sentence(place, metric, v, asked_closed):
     if metric in ("window", "door"):
         yes = (v == "closed") == asked_closed
+        thought = f"{subject(place, metric)} {'closed' if asked_closed else 'open'}: {v} {said(yes)}"
         owner = "" if place is None else room_name(place) + " "
-        return f"{'Yes' if yes else 'No'}, the {owner}{metric} is {v}.", ["Yes" if yes else "No", v]
+        return f"{'Yes' if yes else 'No'}, the {owner}{metric} is {v}.", ["Yes" if yes else "No", v], thought
     thing = {"motion": "motion", "smoke": "smoke", "leak": "leak"}[metric]
     some, none = ("a ", "no ") if metric == "leak" else ("", "no ")
     yes = v == "true"
-    return f"{'Yes' if yes else 'No'}, there is {some if yes else none}{thing}{at(place)}.", ["Yes" if yes else "No"] + ([] if place is None else [room_name(place)])
+    return f"{'Yes' if yes else 'No'}, there is {some if yes else none}{thing}{at(place)}.", ["Yes" if yes else "No"] + ([] if place is None else [room_name(place)]), f"{subject(place, metric)}: {v} {said(yes)}"
 
 
 def list_names(names):
@@ -215,7 +234,7 @@ def choose_target(rng, house, held, metrics):
     have = [(p, m) for p, d in house.data.items() for m in d if m in metrics and (p is None or is_held("pair", p, m) == held)]
     if have:
         return rng.choice(have)
-    options = [(p, m) for p in ([None] if house.single else list(ROOMS)) for m in metrics if p is None or is_held("pair", p, m) == held]
+    options = [(p, m) for p in ([None] if house.single else house.rooms) for m in metrics if p is None or is_held("pair", p, m) == held]
     place, metric = rng.choice(options)
     house.put(rng, place, metric, reading(rng, place, metric, held))
     return place, metric
@@ -229,56 +248,63 @@ def fill(rng, phrases, held, place, **words):
 
 
 def sensor(rng, held=False):
-    """(readings text, question, answer, what the answer must contain)"""
+    """(readings text, question, answer, what the answer must contain, the thought before it or None)"""
     single = rng.random() < 0.12
     how = rng.random()
     if how < 0.08 and not single:
         metric, best, word, phrases = rng.choice(EXTREME)
-        house = House(rng, held, want=metric, places=rng.choice([2, 2, 3, 3, 4]))
+        house = House(rng, held, want=metric, places=rng.choice([2, 2, 3]))
         have = {p: float(d[metric]) for p, d in house.data.items() if metric in d and p not in EXTRA_PLACES}
         while len(set(have.values())) < len(have) or any(p in EXTRA_PLACES and metric in d for p, d in house.data.items()) or len(have) > 6:
-            house = House(rng, held, want=metric, places=rng.choice([2, 2, 3, 3, 4]))
+            house = House(rng, held, want=metric, places=rng.choice([2, 2, 3]))
             have = {p: float(d[metric]) for p, d in house.data.items() if metric in d and p not in EXTRA_PLACES}
         place = best(have, key=have.get)
         v = house.data[place][metric]
-        return house.text(rng), pick(rng, phrases, held, always=True), f"The {room_name(place)} is the {word}, at {v}{UNIT[metric]}.", [room_name(place), v]
+        steps, top = [], None
+        for p in have:
+            now = house.data[p][metric]
+            steps.append(f"{room_name(p)} {now if top is None else compared(now, top)}")
+            top = now if top is None else str(best(now, top, key=float))
+        thought = f"{word} {name_of(metric)}: {', '.join(steps)}"
+        return house.text(rng), pick(rng, phrases, held, always=True), f"The {room_name(place)} is the {word}, at {v}{UNIT[metric]}.", [room_name(place), v], thought
     if how < 0.13 and not single:
         metric = rng.choice(["window", "door"])
-        house = House(rng, held, want=metric, places=rng.choice([1, 2, 2, 3, 4]))
+        house = House(rng, held, want=metric, places=rng.choice([1, 2, 2, 3]))
         opened = [room_name(p) for p, d in house.data.items() if d.get(metric) == "open"]
+        thought = f"{metric}: " + ", ".join(f"{room_name(p)} {d[metric]}" for p, d in house.data.items() if metric in d)
         if not opened:
-            return house.text(rng), pick(rng, WHICH[metric], held, always=True), f"No {metric} is open.", ["No", metric]
+            return house.text(rng), pick(rng, WHICH[metric], held, always=True), f"No {metric} is open.", ["No", metric], thought
         text = f"The {list_names(opened)} {metric} is open." if len(opened) == 1 else f"The {list_names(opened)} {metric}s are open."
-        return house.text(rng), pick(rng, WHICH[metric], held, always=True), text, opened
+        return house.text(rng), pick(rng, WHICH[metric], held, always=True), text, opened, thought
     house = House(rng, held, single=single)
     if how < 0.17:
         place = rng.choice(list(house.data))
         parts = [f"{name_of(m)} {v}{UNIT.get(m, '')}" for m, v in house.data[place].items()]
         title = "Readings" if place is None else room_name(place)[:1].upper() + room_name(place)[1:]
-        return house.text(rng), fill(rng, ALL, held, place), f"{title}: {', '.join(parts)}.", parts
+        return house.text(rng), fill(rng, ALL, held, place), f"{title}: {', '.join(parts)}.", parts, None
     if how < 0.27:  # a quantity that is not there
         metric = rng.choice(NUMERIC + list(STATES))
-        place = None if single else rng.choice(list(house.data) if rng.random() < 0.5 else list(ROOMS))
+        place = None if single else rng.choice(list(house.data) if rng.random() < 0.5 else house.rooms)
         if metric not in house.data.get(place, {}):
             phrases = ASK_STATE[metric][0] if metric in STATES else ASK_VALUE + ASK_VALUE_ROOM + ASK_SPECIAL[metric]
             comfort = [c[3] for c in COMFORT if c[0] == metric]
             if comfort and rng.random() < 0.3:
                 phrases = rng.choice(comfort)
             q = fill(rng, phrases, held, place, m=rng.choice(SAY.get(metric, [metric])))
-            return house.text(rng), q, f"There is no {name_of(metric)} reading{at(place)}.", ["no " + name_of(metric) + " reading"]
+            return house.text(rng), q, f"There is no {name_of(metric)} reading{at(place)}.", ["no " + name_of(metric) + " reading"], f"{subject(place, metric)}: none"
     if how < 0.42:
         place, metric = choose_target(rng, house, held, list(STATES))
         phrases = ASK_STATE[metric][0]
         q = fill(rng, phrases, held, place)
         closed = any(x in q for x in (" closed", " shut", "did i close", "i shut"))
         v = house.data[place][metric]
-        text, must = state_sentence(place, metric, v, closed)
-        return house.text(rng), q, text, must
+        text, must, thought = state_sentence(place, metric, v, closed)
+        return house.text(rng), q, text, must, thought
     if how < 0.60:
         metric, side, limit, phrases = rng.choice(COMFORT[:2] * 2 + COMFORT)
         place, metric = choose_target(rng, house, held, [metric])
-        text, must = verdict(place, metric, house.data[place][metric], side, limit)
-        return house.text(rng), fill(rng, phrases, held, place), text, must
+        text, must, thought = verdict(place, metric, house.data[place][metric], side, limit)
+        return house.text(rng), fill(rng, phrases, held, place), text, must, thought
     place, metric = choose_target(rng, house, held, NUMERIC)
     v = house.data[place][metric]
     if how < 0.75:
@@ -289,10 +315,10 @@ def sensor(rng, held=False):
             q = fill(rng, ["is it {c} {t}{w}", "is it {c} {t}{w}", "is the {r} {c} {t}", "*tell me if it is {c} {t}{w}", "*is it {c} {t}{w} right now"], held, place, c=rng.choice(words), t=limit + unit)
         else:
             q = fill(rng, ASK_LIMIT, held, place, m=rng.choice(SAY[metric]), c=rng.choice(COMPARE[side]), t=limit + unit)
-        text, must = verdict(place, metric, v, side, limit)
-        return house.text(rng), q, text, must
+        text, must, thought = verdict(place, metric, v, side, limit)
+        return house.text(rng), q, text, must, thought
     phrases = rng.choice([ASK_VALUE, ASK_VALUE, ASK_VALUE_ROOM if place else ASK_VALUE, ASK_SPECIAL[metric]])
-    return house.text(rng), fill(rng, phrases, held, place, m=rng.choice(SAY[metric])), value_sentence(place, metric, v), [v]
+    return house.text(rng), fill(rng, phrases, held, place, m=rng.choice(SAY[metric])), value_sentence(place, metric, v), [v], f"{subject(place, metric)}: {v}"
 
 
 # --- alarms -------------------------------------------------------------------------------------------------------
@@ -321,14 +347,16 @@ def subject(place, metric):
 
 
 def condition(rng, house, held):
-    """(text, truth or None when the reading is missing, reason)"""
+    """(text, truth or None when the reading is missing, reason, thought)"""
     if rng.random() < 0.06 and not house.single:
         metric = rng.choice(NUMERIC)
-        place = rng.choice(list(ROOMS))
+        place = rng.choice(house.rooms)
         if metric not in house.data.get(place, {}):
             op = rng.choice(["above", "below"])
-            text = pick(rng, CONDITION, held).format(r=say_place(rng, place), m=rng.choice(SAY[metric]), c=rng.choice(GT if op == "above" else LT), t=near(rng, reading(rng, place, metric, held), held))
-            return text, None, f"no {subject(place, metric)} reading"
+            text = pick(rng, CONDITION, held)
+            r, m, c, t = say_place(rng, place), rng.choice(SAY[metric]), rng.choice(GT if op == "above" else LT), near(rng, reading(rng, place, metric, held), held)
+            text = text.format(r=r, m=m, c=c, t=t)
+            return text, None, f"no {subject(place, metric)} reading", f"{subject(place, metric)} {op} {t}: none no"
     if rng.random() < 0.25:
         place, metric = choose_target(rng, house, held, list(STATES))
         v = house.data[place][metric]
@@ -337,9 +365,9 @@ def condition(rng, house, held):
             wanted = "open" if rng.random() < 0.75 else "closed"
             thing = f"the {r} {metric}" if r and rng.random() < 0.6 else f"the {metric} in the {r}" if r else f"the {metric}"
             verb = pick(rng, [" is ", " is ", " stays ", "* is left " if wanted == "open" else " stays "], held)
-            return thing + verb + wanted, v == wanted, f"{subject(place, metric)} is {v}"
+            return thing + verb + wanted, v == wanted, f"{subject(place, metric)} is {v}", f"{subject(place, metric)} {wanted}: {v} {said(v == wanted)}"
         thing = {"motion": ["there is motion", "motion is seen", "something moves"], "smoke": ["there is smoke", "smoke is seen"], "leak": ["there is a leak", "there is water"]}[metric]
-        return rng.choice(thing) + (f" in the {r}" if r else ""), v == "true", f"{subject(place, metric)} is {v}"
+        return rng.choice(thing) + (f" in the {r}" if r else ""), v == "true", f"{subject(place, metric)} is {v}", f"{subject(place, metric)}: {v} {said(v == 'true')}"
     place, metric = choose_target(rng, house, held, NUMERIC)
     v = house.data[place][metric]
     t = near(rng, v, held)
@@ -356,7 +384,9 @@ def condition(rng, house, held):
                 truth = not inside
             else:
                 text, truth = pick(rng, ["{A} is between {L} and {H}", "{A} is in the range {L} to {H}", "*{A} is within the range {L} to {H}"], held).replace("within", "in"), inside
-            return text.format(A=about, L=low, H=high + unit), truth, f"{subject(place, metric)} is {v}, {'inside' if inside else 'outside'} {low} to {high}"
+            wanted = "inside" if truth == inside else "outside"
+            thought = f"{subject(place, metric)} {wanted} {low} to {high}: {compared(v, low)} {compared(v, high)} {said(truth)}"
+            return text.format(A=about, L=low, H=high + unit), truth, f"{subject(place, metric)} is {v}, {'inside' if inside else 'outside'} {low} to {high}", thought
     if how < 0.24:
         op = rng.choice(["at least", "at most"])
         phrase = op + " " + t + unit if rng.random() < 0.6 else t + unit + (" or more" if op == "at least" else " or less")
@@ -371,7 +401,7 @@ def condition(rng, house, held):
         else:
             text = pick(rng, CONDITION if r else CONDITION_ONE, held).format(r=r, m=m, c=rng.choice(GT if op == "above" else LT), t=t + unit)
     truth = clash(op, v, t)
-    return text, truth, f"{subject(place, metric)} is {v}, {op if truth else NEGATION[op]} {t}"
+    return text, truth, f"{subject(place, metric)} is {v}, {op if truth else NEGATION[op]} {t}", f"{subject(place, metric)} {op} {t}: {compared(v, t)} {said(truth)}"
 
 
 def any_room(rng, house, held):
@@ -385,40 +415,43 @@ def any_room(rng, house, held):
     c = rng.choice(GT if op == "above" else LT)
     text = pick(rng, ["any {m} is {c} {t}", "any room has a {m} {c} {t}", "the {m} is {c} {t} anywhere", "the {m} in any room is {c} {t}", "*any room {m} is {c} {t}", "*the {m} of any room is {c} {t}",
                       "*{m} is {c} {t} anywhere"], held).format(m=rng.choice(SAY[metric]), c=c, t=t)
+    looked = rows[:rows.index(hits[0]) + 1] if hits else rows
+    thought = f"any {name_of(metric)} {op} {t}: {', '.join(f'{room_name(p)} {compared(v, t)}' for p, v in looked)} {said(hits)}"
     if hits:
-        return text, True, f"{subject(hits[0][0], metric)} is {hits[0][1]}, {op} {t}"
-    return text, False, f"no {name_of(metric)} is {op} {t}"
+        return text, True, f"{subject(hits[0][0], metric)} is {hits[0][1]}, {op} {t}", thought
+    return text, False, f"no {name_of(metric)} is {op} {t}", thought
 
 
 def alarm(rng, held=False):
-    """(readings text, rule, answer)"""
+    """(readings text, rule, answer, the thought before it)"""
     single = rng.random() < 0.12
     house = House(rng, held, single=single)
     how = rng.random()
     whole = any_room(rng, house, held) if how < 0.10 else None
     if whole:
-        text, truth, why = whole
+        text, truth, why, thought = whole
     elif how < 0.62:
-        text, truth, why = condition(rng, house, held)
+        text, truth, why, thought = condition(rng, house, held)
     else:
         a, b = condition(rng, house, held), condition(rng, house, held)
         while b[2] == a[2] or (a[1] is None and b[1] is None) or a[0] == b[0]:
             b = condition(rng, house, held)
         if how < 0.80:
             text = a[0] + pick(rng, [" and ", " and ", " while ", " and also ", "* and if "], held) + b[0]
-            truth = bool(a[1] and b[1])
+            truth, joint = bool(a[1] and b[1]), "and"
             why = f"{a[2]} and {b[2]}" if truth else (a[2] if not a[1] else b[2])
         elif how < 0.94:
             text = a[0] + pick(rng, [" or ", " or ", " or if ", " or when "], held) + b[0]
-            truth = bool(a[1] or b[1])
+            truth, joint = bool(a[1] or b[1]), "or"
             why = (a[2] if a[1] else b[2]) if truth else f"{a[2]} and {b[2]}"
         else:
             text = a[0] + " unless " + b[0]
-            truth = bool(a[1]) and not b[1]
+            truth, joint = bool(a[1]) and not b[1], "unless"
             why = a[2] if truth or not a[1] else b[2]
+        thought = f"{a[3]} {joint} {b[3]}"
     # `condition` may have added places: the readings are written last.
     rule = pick(rng, RULE, held, always=True).format(C=text)
-    return house.text(rng), rule, json.dumps({"alarm": bool(truth), "why": why}, separators=(",", ":"), ensure_ascii=False)
+    return house.text(rng), rule, json.dumps({"alarm": bool(truth), "why": why}, separators=(",", ":"), ensure_ascii=False), thought
 
 
 def noisy(rng, text, end):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+import home
 from generate import draw
 
 VOCAB = 2048
@@ -27,6 +28,7 @@ PIECES = "|".join(FIXED) + r"|▁?[\p{L}_]+|\p{N}|▁?[^\p{L}\p{N}▁\n_]+|▁|\
 
 def corpus(seed, count):
     rng = random.Random(seed)
+    home.MORE_PLACES.clear()  # no words of their own for these
     for _ in range(count):
         c = draw(rng)
         yield "\n".join(x for x in ("user", c["user"], "model", c["answer"], "system", c["system"]) if x)

@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::error::Error;
-use crate::engine::checkpoint::synth::{self, Shape};
 
 /// For the model to load, and for an answer.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -45,11 +44,8 @@ pub(super) struct Demo {
 
 pub(super) fn run(demo: &Demo) -> Result<(), Error> {
     let place = Place::new()?;
-    let (model, random) = match demo.model.clone().or_else(bundled) {
-        Some(dir) => (dir, false),
-        None => (random_model(&place.dir)?, true),
-    };
-    println!("model     {}{}", model.display(), if random { " (random weights: the answers are noise)" } else { "" });
+    let model = demo.model.clone().map_or_else(bundled, Ok)?;
+    println!("model     {}", model.display());
     let broker = Broker::start()?;
     println!("broker    127.0.0.1:{} (MQTT 3.1.1), 127.0.0.1:{} (MQTT 5), inside this process", broker.v4, broker.v5);
     let mut daemon = Daemon::start(&place, &model, broker.v5)?;
@@ -72,16 +68,16 @@ pub(super) fn run(demo: &Demo) -> Result<(), Error> {
 }
 
 /// The model that comes with the repository: below the working directory, or where this binary was built.
-fn bundled() -> Option<PathBuf> {
+fn bundled() -> Result<PathBuf, Error> {
     let places = [Path::new("models/ember-home"), Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/ember-home"))];
-    places.into_iter().find(|dir| dir.join("model.safetensors").is_file()).map(Path::to_path_buf)
-}
-
-fn random_model(dir: &Path) -> Result<PathBuf, Error> {
-    let dir = dir.join("model");
-    let shape = Shape::named("tiny-e2b").ok_or_else(|| Error::failed("there is no shape tiny-e2b"))?;
-    synth::write(&shape, 1, &dir).map_err(Error::failed)?;
-    Ok(dir)
+    let found = places.into_iter().find(|dir| dir.join("model.safetensors").is_file());
+    found.map(Path::to_path_buf).ok_or_else(|| {
+        Error::Usage(format!(
+            "there is no model in {} nor in {}; name one with --model",
+            places[0].display(),
+            places[1].display()
+        ))
+    })
 }
 
 fn show(door: &str, prompt: &str, answer: Option<&str>, timings: &Value) {
