@@ -278,7 +278,7 @@ class Clause:
 
 
 def choose_rooms(rng, device, held, count):
-    if not held and MORE_PLACES and rng.random() < 0.3:
+    if not held and MORE_PLACES and rng.random() < 0.5:
         return rng.sample(MORE_PLACES, count)
     rooms = [r for r in ROOMS if is_held("pair", r, device) == held] or list(ROOMS)
     return rng.sample(rooms, min(count, len(rooms)))
@@ -352,7 +352,7 @@ def two_devices(rng, held):
     """"turn off the light and the fan in the office": one verb for two devices of a room."""
     a, b = rng.sample(["light", "fan", "tv", "heater", "humidifier", "camera", "air_purifier", "plug", "ac", "dehumidifier"], 2)
     rooms = [r for r in ROOMS if is_held("pair", r, a) == held and (held or not is_held("pair", r, b))]
-    room = rng.choice(MORE_PLACES) if not held and MORE_PLACES and rng.random() < 0.3 else rng.choice(rooms)
+    room = rng.choice(MORE_PLACES) if not held and MORE_PLACES and rng.random() < 0.5 else rng.choice(rooms)
     na, nb = rng.choice(DEVICES[a][0] + DEVICES[a][1]), rng.choice(DEVICES[b][0])
     place = say_room(rng, room)
     phrase = pick(rng, [f"the {na} and the {nb} in the {place}", f"the {place} {na} and {nb}", f"the {na} and {nb} in the {place}", f"both the {na} and the {nb} in the {place}",

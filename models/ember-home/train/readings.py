@@ -59,6 +59,11 @@ def near(rng, text, held):
     return t
 
 
+def askable(place, metric, held):
+    """Whether training may ask for this pair, present or not. Held-out cases ask for the others, and for any that is missing."""
+    return held or place is None or not is_held("pair", place, metric)
+
+
 class House:
     """Places with their readings, in the order of the JSON text. A home of one unnamed place has place None."""
 
@@ -74,6 +79,8 @@ class House:
                                                                             k=rng.choices([1, 2, 3, 4], {1: [25, 45, 22, 8], 2: [50, 44, 6, 0], 3: [75, 25, 0, 0]}[count])[0])
             if place not in EXTRA_PLACES and "temperature" not in metrics and rng.random() < 0.5:
                 metrics[0] = "temperature"
+            if not held:  # a pair that stands there and is never asked for would teach that it is never meant
+                metrics = [m for m in metrics if askable(place, m, held)] or metrics[:1]
             self.data[place] = {m: reading(rng, place, m, held) for m in metrics}
         if places:  # the same quantity in several places
             for place in rng.sample(self.rooms, places):
@@ -285,7 +292,7 @@ def sensor(rng, held=False):
     if how < 0.27:  # a quantity that is not there
         metric = rng.choice(NUMERIC + list(STATES))
         place = None if single else rng.choice(list(house.data) if rng.random() < 0.5 else house.rooms)
-        if metric not in house.data.get(place, {}):
+        if metric not in house.data.get(place, {}) and askable(place, metric, held):
             phrases = ASK_STATE[metric][0] if metric in STATES else ASK_VALUE + ASK_VALUE_ROOM + ASK_SPECIAL[metric]
             comfort = [c[3] for c in COMFORT if c[0] == metric]
             if comfort and rng.random() < 0.3:
@@ -351,7 +358,7 @@ def condition(rng, house, held):
     if rng.random() < 0.06 and not house.single:
         metric = rng.choice(NUMERIC)
         place = rng.choice(house.rooms)
-        if metric not in house.data.get(place, {}):
+        if metric not in house.data.get(place, {}) and askable(place, metric, held):
             op = rng.choice(["above", "below"])
             text = pick(rng, CONDITION, held)
             r, m, c, t = say_place(rng, place), rng.choice(SAY[metric]), rng.choice(GT if op == "above" else LT), near(rng, reading(rng, place, metric, held), held)
