@@ -105,10 +105,6 @@ fn evaluate(args: &Eval, cases: &[Case]) -> Result<(), Error> {
         });
         format!("{report:#}\n")
     };
-    if let Some(path) = &args.report {
-        output::atomically(path, |out| std::io::Write::write_all(out, report().as_bytes()))
-            .map_err(|error| Error::Failed(format!("{}: {error}", path.display())))?;
-    }
     if args.json {
         print(&report())?;
     } else {
@@ -119,6 +115,11 @@ fn evaluate(args: &Eval, cases: &[Case]) -> Result<(), Error> {
             "{shown}{}\n{kernels} kernels, {threads} threads, {kv} KV cache, {seconds:.1} s\n",
             table(&rows, &total)
         ))?;
+    }
+    // After the table: what took long to find is not lost when the report cannot be written.
+    if let Some(path) = &args.report {
+        output::atomically(path, |out| std::io::Write::write_all(out, report().as_bytes()))
+            .map_err(|error| Error::Failed(format!("{}: {error}", path.display())))?;
     }
     match args.at_least {
         Some(least) => enough(&rows, least),

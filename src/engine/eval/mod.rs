@@ -122,7 +122,7 @@ pub fn judge<'a>(
 /// Cases of one kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Tally {
-    /// The kind; that of the last row is empty and stands for all.
+    /// The kind; empty for all cases together.
     pub kind: String,
     /// Cases answered as expected.
     pub passed: usize,
