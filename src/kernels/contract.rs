@@ -222,16 +222,16 @@ pub trait Kernels: Send + Sync {
     /// `q` has `planes * plane_stride(x.len(), planes)` bytes; `step` is positive.
     fn quantize(&self, x: &[f32], step: f32, planes: usize, q: &mut [i8]) -> i32;
 
-    /// `acc[r * tokens + t] = Σ_i (code[r][i] − offset) · q[t][i]`, exactly.
+    /// `acc[t * rows + r] = Σ_i (code[r][i] − offset) · q[t][i]`, exactly.
     ///
     /// `x` has as many planes as a byte of `w` has codes, and the same `k`.
     fn dots(&self, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]);
 
-    /// `acc[r * tokens + t] = Σ_i (code[r][i] − offset) · x[t][i]` in the order of float sums: projections whose input is
+    /// `acc[t * rows + r] = Σ_i (code[r][i] − offset) · x[t][i]` in the order of float sums: projections whose input is
     /// not rounded. `x` is `[tokens, k]`.
     fn dots_f32(&self, w: Codes<'_>, x: &[f32], acc: &mut [f32]);
 
-    /// `acc[r * tokens + t] = Σ_i w[r][i] · x[t][i]` for BF16 weights (the upper halves of `f32`s), in the order of float
+    /// `acc[t * rows + r] = Σ_i w[r][i] · x[t][i]` for BF16 weights (the upper halves of `f32`s), in the order of float
     /// sums. `w` is `[rows, k]`, `x` is `[tokens, k]`.
     fn dots_bf16(&self, w: &[u16], k: usize, x: &[f32], acc: &mut [f32]);
 
@@ -246,6 +246,19 @@ pub trait Kernels: Send + Sync {
 
     /// As [`Kernels::mix_f32`] with int8 values, each converted to `f32` first.
     fn mix_i8(&self, p: &[f32], values: &[i8], out: &mut [f32]);
+
+    /// `out[t * rows + r] = round_clip(sums[t * rows + r] · (input_step · scales[r]), step)` with a scale for each of the rows.
+    fn requantize(&self, sums: &[i32], scales: &[f32], input_step: f32, step: f32, out: &mut [f32]);
+
+    /// `gate[i] = gelu(gate[i]) · up[i]`, GELU in its tanh form; the error bounds of this and of the next two stand with the
+    /// formulas, in `math`.
+    fn gelu_mul(&self, gate: &mut [f32], up: &[f32]);
+
+    /// `x[i] = cap · tanh(x[i] / cap)`.
+    fn soft_cap(&self, x: &mut [f32], cap: f32);
+
+    /// `x[i] = e^(x[i] − max)`; returns the sum, whose lanes are those of float sums.
+    fn exp_sum(&self, x: &mut [f32], max: f32) -> f32;
 
     /// `Σ x[i]²` in the order of float sums.
     fn sum_squares(&self, x: &[f32]) -> f32;

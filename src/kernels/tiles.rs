@@ -1,94 +1,221 @@
-//! How integer dot products are cut into register tiles, the same for every SIMD set.
+//! How integer dot products are cut, the same for every SIMD set.
 //!
-//! A tile is `R` rows by `T` tokens: each weight vector is unpacked once and meets `T` tokens, each of `R * T` sums has
-//! its own accumulator. A row set of [`PANEL`] rows stays in the cache while all tokens pass over it.
+//! With one token (decoding) the weights are read once, from memory, and unpacked on the way: [`Tiles::gemv`] takes
+//! [`ROWS`] rows at a time, so that a vector of activations is loaded once for all of them.
+//!
+//! With several tokens (prompts, and the verification of guesses) unpacking would be repeated for each of them. A *block*,
+//! [`BLOCK_ROWS`] rows by [`CODES`] codes, is unpacked to bytes in the first-level cache, and all tokens pass over it,
+//! [`TOKENS`] at a time, in a loop of nothing but loads and products ([`Tiles::gemm`]). What a token brings from the
+//! second-level cache serves all rows of the block.
 
 use super::contract::{Bits, Codes, PLANE_ALIGN, Planes};
 use super::shapes;
 
-/// Rows that all tokens pass over before the next ones are read: at most 96 KiB in the published shapes.
-const PANEL: usize = 16;
+/// Rows of a tile.
+pub(super) const ROWS: usize = 4;
 
-/// The inner product of an instruction set.
+/// Tokens of a tile.
+pub(super) const TOKENS: usize = 4;
+
+/// Rows of a block.
+const BLOCK_ROWS: usize = 16;
+
+/// Codes of a row in a block: 16 KiB for all rows.
+pub(super) const CODES: usize = 1024;
+
+/// Bytes that a prefetch is ahead of the memory at least.
+const AHEAD: usize = 4096;
+
+/// The inner products of an instruction set.
 pub(super) trait Tiles: Copy {
-    /// What its codes stand above their value; [`Bits::offset`] unless it moves signed codes to unsigned ones.
+    /// What its codes stand above their value; [`Bits::offset`] unless it makes signed bytes unsigned by flipping their
+    /// highest bit, which adds 128.
     fn offset(bits: Bits) -> i32 {
         bits.offset()
     }
 
-    /// `Σ code · q` of each row with each token, codes not yet freed of their offset.
+    /// `Σ code · q` of each row with one token, codes not yet freed of their offset.
     ///
     /// All rows have the same length; a token is `8 / BITS` planes of `stride` bytes (see [`check`]).
-    fn tile<const BITS: usize, const R: usize, const T: usize>(
+    fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R];
+
+    /// `Σ code · q` of each token, whose planes begin at byte `at`, with the unpacked rows.
+    fn gemm<const BITS: usize, const T: usize>(
         self,
-        rows: [&[u8]; R],
+        codes: Unpacked<'_>,
         tokens: [&[i8]; T],
         stride: usize,
-    ) -> [[i32; T]; R];
+        at: usize,
+    ) -> [[i32; ROWS]; T];
 }
 
-/// `acc[r * tokens + t] = Σ code · q − offset · Σ q`.
+/// `acc[t * rows + r] = Σ code · q − offset · Σ q`.
+///
+/// Inlined into a function that is compiled for the instruction set, as is all that it calls here.
+#[inline(always)]
 pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     shapes::dots(w, x, acc);
-    match w.bits() {
-        Bits::Two => panels::<S, 2>(set, w, x, acc),
-        Bits::Four => panels::<S, 4>(set, w, x, acc),
-        Bits::Eight => panels::<S, 8>(set, w, x, acc),
+    match (w.bits(), x.tokens()) {
+        (_, 0) => {}
+        (Bits::Two, 1) => one_token::<S, 2>(set, w, x, acc),
+        (Bits::Four, 1) => one_token::<S, 4>(set, w, x, acc),
+        (Bits::Eight, 1) => one_token::<S, 8>(set, w, x, acc),
+        (Bits::Two, _) => tokens::<S, 2>(set, w, x, acc),
+        (Bits::Four, _) => tokens::<S, 4>(set, w, x, acc),
+        (Bits::Eight, _) => tokens::<S, 8>(set, w, x, acc),
     }
 }
 
-fn panels<S: Tiles, const BITS: usize>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
-    for first in (0..w.rows()).step_by(PANEL) {
-        let rows = first..w.rows().min(first + PANEL);
-        for t in (0..x.tokens()).step_by(4) {
-            match x.tokens() - t {
-                1 => columns::<S, BITS, 4, 1>(set, w, rows.clone(), x, t, acc),
-                2 => columns::<S, BITS, 2, 2>(set, w, rows.clone(), x, t, acc),
-                3 => columns::<S, BITS, 2, 3>(set, w, rows.clone(), x, t, acc),
-                _ => columns::<S, BITS, 2, 4>(set, w, rows.clone(), x, t, acc),
+#[inline(always)]
+fn one_token<S: Tiles, const BITS: usize>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+    let (token, stride) = (x.token(0), x.stride());
+    let mut r = 0;
+    while r + ROWS <= w.rows() {
+        let sums = set.gemv::<BITS, ROWS>(std::array::from_fn(|i| w.row(r + i)), token, stride);
+        acc[r..r + ROWS].copy_from_slice(&sums);
+        r += ROWS;
+    }
+    for (r, sum) in acc.iter_mut().enumerate().skip(r) {
+        [*sum] = set.gemv::<BITS, 1>([w.row(r)], token, stride);
+    }
+    let offset = S::offset(w.bits()) * x.sum(0);
+    acc.iter_mut().for_each(|sum| *sum -= offset);
+}
+
+#[inline(always)]
+fn tokens<S: Tiles, const BITS: usize>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+    let offset = S::offset(w.bits());
+    let flip = if BITS == 8 && offset != 0 { 0x80 } else { 0 };
+    if w.rows() == 0 {
+        return;
+    }
+    acc.chunks_exact_mut(w.rows()).enumerate().for_each(|(t, acc)| acc.fill(-offset * x.sum(t)));
+    let mut block = Block { codes: [0; BLOCK_ROWS * CODES], len: 0 };
+    for first in (0..w.rows()).step_by(BLOCK_ROWS) {
+        let rows = first..w.rows().min(first + BLOCK_ROWS);
+        for at in (0..w.row_bytes()).step_by(CODES / (8 / BITS)) {
+            block.unpack::<BITS>(w, rows.clone(), at, flip);
+            for t in (0..x.tokens()).step_by(TOKENS) {
+                for (r, codes) in rows.clone().step_by(ROWS).zip(block.tiles()) {
+                    let acc = &mut acc[t * w.rows() + r..];
+                    match x.tokens() - t {
+                        1 => tile::<S, BITS, 1>(set, codes, x, t, at, acc, w.rows(), w.rows() - r),
+                        2 => tile::<S, BITS, 2>(set, codes, x, t, at, acc, w.rows(), w.rows() - r),
+                        3 => tile::<S, BITS, 3>(set, codes, x, t, at, acc, w.rows(), w.rows() - r),
+                        _ => tile::<S, BITS, TOKENS>(set, codes, x, t, at, acc, w.rows(), w.rows() - r),
+                    }
+                }
             }
         }
     }
 }
 
-/// The tokens `t .. t + T` against `rows`, `R` at a time.
-fn columns<S: Tiles, const BITS: usize, const R: usize, const T: usize>(
+/// Adds the products of the tokens `t..t + T` to `acc`, whose tokens are `rows` apart and of whose rows `left` are there.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn tile<S: Tiles, const BITS: usize, const T: usize>(
     set: S,
-    w: Codes<'_>,
-    rows: std::ops::Range<usize>,
+    codes: Unpacked<'_>,
     x: Planes<'_>,
     t: usize,
+    at: usize,
     acc: &mut [i32],
+    rows: usize,
+    left: usize,
 ) {
-    let tokens: [&[i8]; T] = std::array::from_fn(|i| x.token(t + i));
-    let offsets: [i32; T] = std::array::from_fn(|i| S::offset(w.bits()) * x.sum(t + i));
-    let mut put = |r: usize, sums: [i32; T]| {
-        let acc = &mut acc[r * x.tokens() + t..][..T];
-        for i in 0..T {
-            acc[i] = sums[i] - offsets[i];
+    let sums = set.gemm::<BITS, T>(codes, std::array::from_fn(|i| x.token(t + i)), x.stride(), at);
+    for (acc, sums) in acc.chunks_mut(rows).zip(sums) {
+        match acc.first_chunk_mut::<ROWS>() {
+            Some(acc) if left >= ROWS => acc.iter_mut().zip(sums).for_each(|(acc, sum)| *acc += sum),
+            _ => acc.iter_mut().zip(sums).take(left).for_each(|(acc, sum)| *acc += sum),
         }
-    };
-    let mut r = rows.start;
-    while r + R <= rows.end {
-        let tile: [[i32; T]; R] = set.tile::<BITS, R, T>(std::array::from_fn(|i| w.row(r + i)), tokens, x.stride());
-        for (i, sums) in tile.into_iter().enumerate() {
-            put(r + i, sums);
-        }
-        r += R;
-    }
-    for r in r..rows.end {
-        let [sums] = set.tile::<BITS, 1, T>([w.row(r)], tokens, x.stride());
-        put(r, sums);
     }
 }
 
-/// What the loads of a tile rely on; returns the length of a row.
+/// Codes as bytes: `[BLOCK_ROWS][planes][CODES / planes]`, of which `len` bytes of every plane are filled.
+#[repr(align(64))]
+struct Block {
+    codes: [u8; BLOCK_ROWS * CODES],
+    len: usize,
+}
+
+impl Block {
+    /// Unpacks up to [`CODES`] codes of `rows` from the packed byte `at` on, and zeros up to a multiple of [`PLANE_ALIGN`]. Of
+    /// rows that are not there stays what was. `flip` is for 8-bit codes, see [`Tiles::offset`].
+    #[inline(always)]
+    fn unpack<const BITS: usize>(&mut self, w: Codes<'_>, rows: std::ops::Range<usize>, at: usize, flip: u8) {
+        let plane = CODES / (8 / BITS);
+        let bytes = plane.min(w.row_bytes() - at);
+        self.len = bytes.next_multiple_of(PLANE_ALIGN);
+        for (r, codes) in rows.zip(self.codes.chunks_exact_mut(CODES)) {
+            let packed = &w.row(r)[at..at + bytes];
+            for (p, plane) in codes.chunks_exact_mut(plane).enumerate() {
+                let (filled, zeros) = plane[..self.len].split_at_mut(bytes);
+                match BITS {
+                    2 => filled.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte >> (2 * p) & 3),
+                    4 => filled.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte >> (4 * p) & 15),
+                    _ => filled.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte ^ flip),
+                }
+                zeros.fill(0);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tiles(&self) -> impl Iterator<Item = Unpacked<'_>> {
+        self.codes.chunks_exact(ROWS * CODES).map(|codes| Unpacked { codes, len: self.len })
+    }
+}
+
+/// [`ROWS`] rows of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Unpacked<'a> {
+    codes: &'a [u8],
+    len: usize,
+}
+
+impl<'a> Unpacked<'a> {
+    /// Bytes of every plane, a multiple of [`PLANE_ALIGN`].
+    #[inline]
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
+    /// Plane `p` of every row, `len()` bytes each.
+    #[inline]
+    pub(super) fn rows<const BITS: usize>(self, p: usize) -> [&'a [u8]; ROWS] {
+        std::array::from_fn(|r| &self.codes[r * CODES + p * (CODES / (8 / BITS))..][..self.len])
+    }
+
+    /// Plane `p` of every token, `len()` bytes from `at` on.
+    #[inline]
+    pub(super) fn tokens<const BITS: usize, const T: usize>(
+        self,
+        tokens: [&[i8]; T],
+        p: usize,
+        stride: usize,
+        at: usize,
+    ) -> [&[i8]; T] {
+        assert!(tokens.iter().all(|token| token.len() == 8 / BITS * stride));
+        tokens.map(|token| &token[p * stride..][..stride][at..][..self.len])
+    }
+}
+
+/// What the loads of a `gemv` rely on; returns the length of a row.
 ///
-/// Rows are `len` bytes each, and every plane of every token can be read up to `len` rounded up to [`PLANE_ALIGN`].
+/// Rows are `len` bytes each, and every plane of the token can be read up to `len` rounded up to [`PLANE_ALIGN`].
 #[inline]
-pub(super) fn check<const BITS: usize>(rows: &[&[u8]], tokens: &[&[i8]], stride: usize) -> usize {
+pub(super) fn check<const BITS: usize>(rows: &[&[u8]], token: &[i8], stride: usize) -> usize {
     let len = rows[0].len();
     assert!(rows.iter().all(|row| row.len() == len) && len <= stride && stride.is_multiple_of(PLANE_ALIGN));
-    assert!(tokens.iter().all(|q| q.len() == 8 / BITS * stride));
+    assert_eq!(token.len(), 8 / BITS * stride);
     len
+}
+
+/// What to ask the memory for while `bytes` of each of `rows` are multiplied: as much, in the order of the memory, of the rows
+/// that follow. A row of a few hundred bytes ends before the CPU has seen a stream in it.
+#[inline]
+pub(super) fn ahead<const R: usize>(rows: &[&[u8]; R], at: usize) -> *const u8 {
+    let len = R * rows[0].len().max(1);
+    rows[0].as_ptr().wrapping_add(AHEAD.next_multiple_of(len) + R * at)
 }

@@ -5,7 +5,7 @@ use crate::engine::checkpoint::Checkpoint;
 use crate::engine::checkpoint::config::Kind;
 use crate::engine::kv_cache::{KvCache, Window};
 use crate::engine::ops::Compute;
-use crate::kernels::contract::{Kernels, LANES};
+use crate::kernels::contract::Kernels;
 use crate::stats::{Projection, Stage};
 
 /// `k = rope(rmsnorm_head(k_proj(x), k_norm))`, `v = rmsnorm_head(v_proj(x))`, appended to the cache of layer `i`.
@@ -13,8 +13,8 @@ pub(super) fn append_kv(on: &Compute, net: &Checkpoint, act: &mut Activations, c
     let (layer, shape, eps) = (&net.weights.layers[i], &net.config.layers[i], net.config.eps);
     let Some(kv) = &layer.kv else { return };
     let _timer = on.stats.time(Stage::QueryKeyValueOutput);
-    on.linear(Projection::Key, &kv.k_proj, &act.x, &mut act.k, &mut act.quantized);
-    on.linear(Projection::Value, &kv.v_proj, &act.x, &mut act.v, &mut act.quantized);
+    let (kinds, weights) = ([Projection::Key, Projection::Value], [&kv.k_proj, &kv.v_proj]);
+    on.linear_pair(kinds, weights, &act.x, [&mut act.k, &mut act.v], &mut act.quantized);
     on.rms_norm(&mut act.k, &kv.k_norm, eps);
     on.rms_norm_plain(&mut act.v, shape.head_dim, eps);
     let mut k = std::mem::take(&mut act.k);
@@ -84,7 +84,8 @@ fn attend(
             p.iter_mut().for_each(|s| *s *= k_step);
         }
     }
-    let total = exp_in_place(p);
+    let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total = on.exp_sum(p, max);
     out.fill(0.0);
     let (first, second) = p.split_at(split);
     let scale = match window {
@@ -100,15 +101,4 @@ fn attend(
         }
     };
     out.iter_mut().for_each(|o| *o *= scale);
-}
-
-/// `p = exp(p − max)`; returns the sum, taken in [`LANES`] parts so that long contexts lose no digits.
-fn exp_in_place(p: &mut [f32]) -> f32 {
-    let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sums = [0f32; LANES];
-    for (i, p) in p.iter_mut().enumerate() {
-        *p = (*p - max).exp();
-        sums[i % LANES] += *p;
-    }
-    sums.iter().sum()
 }

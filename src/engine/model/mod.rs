@@ -102,7 +102,7 @@ fn logits<'a>(on: &Compute, net: &Checkpoint, act: &'a mut Activations) -> &'a [
         let kept = act.logits.len() / net.config.vocab_size;
         on.pool.rows_into(&mut act.logits, net.config.vocab_size, 64, |_, _, out| {
             for t in 0..kept {
-                out.row(t).iter_mut().for_each(|l| *l = cap * (*l / cap).tanh());
+                on.kernels.soft_cap(out.row(t), cap);
             }
         });
     }

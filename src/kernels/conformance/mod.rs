@@ -74,6 +74,7 @@ fn every_set_equals_scalar() {
     dots_bf16_and_f32(&mut reports);
     attention(&mut reports);
     sum_squares(&mut reports);
+    nonlinear(&mut reports);
 
     println!("\nexercised kernels: {}", Scalar.name());
     let mut wrong = String::new();
@@ -129,8 +130,9 @@ fn dots(reports: &mut [Report]) {
         for k in LENGTHS {
             dots_of(reports, bits, k, 9, 9);
         }
-        // More than two panels of rows.
+        // More than two blocks of rows, and of codes.
         dots_of(reports, bits, 272, 35, 5);
+        dots_of(reports, bits, 2064, 5, 6);
         dots_of(reports, bits, MAX_K - 16, 1, 1);
         dots_of(reports, bits, MAX_K, 2, 1);
     }
@@ -171,7 +173,7 @@ fn dots_of(reports: &mut [Report], bits: Bits, k: usize, rows: usize, tokens: us
         for n in fewest..=rows {
             for m in 0..=tokens {
                 let want: Vec<i32> =
-                    all.chunks(tokens).skip(rows - n).flat_map(|row| &row[tokens - m..]).copied().collect();
+                    all.chunks(rows).skip(tokens - m).flat_map(|token| &token[rows - n..]).copied().collect();
                 for report in &mut *reports {
                     let case = format_args!("dots {bits:?} k {k} rows {n} tokens {m} of {byte:?} {q:?}");
                     report.same(&dots(report.set, n, m), &want, case);
@@ -247,5 +249,42 @@ fn sum_squares(reports: &mut [Report]) {
     for k in [0].into_iter().chain(LENGTHS) {
         let x = Guarded::new(&floats(&mut rng, k));
         compare(reports, format_args!("sum_squares k {k}"), |set| exact(&[set.sum_squares(&x)]));
+    }
+}
+
+fn nonlinear(reports: &mut [Report]) {
+    let mut rng = Rng::with_seed(5);
+    for n in [0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 64, 100, 257] {
+        let x = Guarded::new(&floats(&mut rng, n));
+        let wide = Guarded::new(&x.iter().map(|x| 40.0 * x).collect::<Vec<_>>());
+        let sums = Guarded::new(&(0..n).map(|_| rng.i32(-1 << 30..1 << 30)).collect::<Vec<_>>());
+        for (scale, step) in [(1e-7, 0.01), (3e-9, 0.0), (1e-3, 2.5)] {
+            for tokens in [1, 2] {
+                let sums = &sums[..n / tokens * tokens];
+                compare(reports, format_args!("requantize {n} / {tokens} scale {scale} step {step}"), |set| {
+                    let mut out = vec![f32::NAN; sums.len()];
+                    set.requantize(sums, &x[..n / tokens], scale, step, &mut out);
+                    exact(&out)
+                });
+            }
+        }
+        for x in [&x, &wide] {
+            compare(reports, format_args!("gelu_mul n {n}"), |set| {
+                let mut gate = x.to_vec();
+                set.gelu_mul(&mut gate, &wide);
+                exact(&gate)
+            });
+            compare(reports, format_args!("soft_cap n {n}"), |set| {
+                let mut x = x.to_vec();
+                set.soft_cap(&mut x, 30.0);
+                exact(&x)
+            });
+            compare(reports, format_args!("exp_sum n {n}, then the sum"), |set| {
+                let mut x = x.to_vec();
+                let sum = set.exp_sum(&mut x, 3.0);
+                x.push(sum);
+                exact(&x)
+            });
+        }
     }
 }

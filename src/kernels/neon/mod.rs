@@ -13,7 +13,8 @@ mod quantize;
 use std::arch::is_aarch64_feature_detected;
 
 use super::contract::{Codes, Kernels, Planes};
-use super::tiles::{self, Tiles};
+use super::math;
+use super::tiles::{ROWS, Tiles, Unpacked};
 
 /// Proof that this CPU has NEON.
 #[derive(Clone, Copy)]
@@ -38,40 +39,62 @@ impl NeonDot {
 }
 
 impl Tiles for Neon {
-    fn tile<const BITS: usize, const R: usize, const T: usize>(
-        self,
-        rows: [&[u8]; R],
-        tokens: [&[i8]; T],
-        stride: usize,
-    ) -> [[i32; T]; R] {
+    #[inline(always)]
+    fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw NEON.
         #[allow(unsafe_code)]
         unsafe {
-            qdot::tile::<BITS, R, T>(rows, tokens, stride)
+            qdot::gemv::<BITS, R>(rows, token, stride)
+        }
+    }
+
+    #[inline(always)]
+    fn gemm<const BITS: usize, const T: usize>(
+        self,
+        codes: Unpacked<'_>,
+        tokens: [&[i8]; T],
+        stride: usize,
+        at: usize,
+    ) -> [[i32; ROWS]; T] {
+        // SAFETY: as above.
+        #[allow(unsafe_code)]
+        unsafe {
+            qdot::gemm::<BITS, T>(codes, tokens, stride, at)
         }
     }
 }
 
 impl Tiles for NeonDot {
-    fn tile<const BITS: usize, const R: usize, const T: usize>(
-        self,
-        rows: [&[u8]; R],
-        tokens: [&[i8]; T],
-        stride: usize,
-    ) -> [[i32; T]; R] {
+    #[inline(always)]
+    fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw NEON and the dot product.
         #[allow(unsafe_code)]
         unsafe {
-            qdot_sdot::tile::<BITS, R, T>(rows, tokens, stride)
+            qdot_sdot::gemv::<BITS, R>(rows, token, stride)
+        }
+    }
+
+    #[inline(always)]
+    fn gemm<const BITS: usize, const T: usize>(
+        self,
+        codes: Unpacked<'_>,
+        tokens: [&[i8]; T],
+        stride: usize,
+        at: usize,
+    ) -> [[i32; ROWS]; T] {
+        // SAFETY: as above.
+        #[allow(unsafe_code)]
+        unsafe {
+            qdot_sdot::gemm::<BITS, T>(codes, tokens, stride, at)
         }
     }
 }
 
 /// One implementation of the trait for both: they differ in their [`Tiles`].
 macro_rules! kernels {
-    ($set:ty, $name:literal, $peak:path) => {
-        // SAFETY of all blocks: `self` exists, so `detect` saw NEON, which is all that the callees enable; the peak of
-        // `neondot` enables the dot product too, which its `detect` saw.
+    ($set:ty, $name:literal, $dots:path, $peak:path) => {
+        // SAFETY of all blocks: `self` exists, so `detect` saw NEON, which is all that the callees enable; `dots` and the
+        // peak of `neondot` enable the dot product too, which its `detect` saw.
         #[allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
         impl Kernels for $set {
             fn name(&self) -> &'static str {
@@ -83,7 +106,7 @@ macro_rules! kernels {
             }
 
             fn dots(&self, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
-                tiles::dots(*self, w, x, acc);
+                unsafe { $dots(*self, w, x, acc) }
             }
 
             fn dots_f32(&self, w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
@@ -114,6 +137,22 @@ macro_rules! kernels {
                 unsafe { fdot::sum_squares(x) }
             }
 
+            fn requantize(&self, sums: &[i32], scales: &[f32], input_step: f32, step: f32, out: &mut [f32]) {
+                math::requantize(sums, scales, input_step, step, out)
+            }
+
+            fn gelu_mul(&self, gate: &mut [f32], up: &[f32]) {
+                math::gelu_mul(gate, up)
+            }
+
+            fn soft_cap(&self, x: &mut [f32], cap: f32) {
+                math::soft_cap(x, cap)
+            }
+
+            fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
+                math::exp_sum(x, max)
+            }
+
             fn peak(&self, rounds: u64) -> u64 {
                 unsafe { $peak(rounds) }
             }
@@ -121,5 +160,5 @@ macro_rules! kernels {
     };
 }
 
-kernels!(Neon, "neon", peak::smlal);
-kernels!(NeonDot, "neondot", peak::sdot);
+kernels!(Neon, "neon", qdot::dots, peak::smlal);
+kernels!(NeonDot, "neondot", qdot_sdot::dots, peak::sdot);

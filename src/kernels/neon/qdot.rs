@@ -1,56 +1,162 @@
-//! Integer dot products in Armv8.0 NEON: `qs8-qc{2,4,8}w-gemm-{4x1,2x4}-neon`.
+//! Integer dot products in Armv8.0 NEON: `qs8-qc{2,4,8}w-gemv-4x1-neon` and `qs8-qs8-gemm-4x2-neon`.
 //!
-//! `smull`/`smlal` multiply eight bytes into int16 sums, `sadalp` folds those into int32. An int16 holds 85 products of
-//! 2-bit codes (`3 · 128 = 384`) and 17 of 4-bit codes (`15 · 128 = 1920`), so it is emptied every 10 and every 4 weight
-//! vectors (80 and 16 products). Of two 8-bit products (`2 · 2^14`) it holds only one.
+//! `smlal` multiplies eight bytes and adds them to int16 sums, `sadalp` folds those into int32. An int16 holds 85 products
+//! of 2-bit codes (`3 · 128 = 384`) and 17 of 4-bit codes (`15 · 128 = 1920`), so it is emptied after 80 and after 16. Of
+//! two 8-bit products (`2 · 2^14`) it holds only one.
+//!
+//! A Cortex-A72 multiplies on one of its two vector pipes: eight products a cycle is the limit, for a prompt and for a
+//! single token. Masks, shifts and `sadalp` go to the other pipe beside it. Look-ups by `tbl` (two codes an index, int16
+//! tables of a pair of activations) came to 5.8 codes a cycle by `llvm-mca`, this loop to 8.0.
 
 use std::arch::aarch64::*;
 
-use super::qdot_sdot::{fields, load_codes};
-use crate::kernels::tiles;
+use super::qdot_sdot::{last_codes, load_q, prefetch, totals};
+use crate::kernels::contract::{Codes, Planes};
+use crate::kernels::tiles::{self, ROWS, Unpacked};
 
-/// `Σ code · q` of `R` rows with `T` tokens.
+/// Products that an int16 sum holds.
+const fn products<const BITS: usize>() -> usize {
+    if BITS == 2 { 80 } else { 16 }
+}
+
+/// `dots` of the contract, compiled for this set.
 #[target_feature(enable = "neon")]
-pub(super) fn tile<const BITS: usize, const R: usize, const T: usize>(
-    rows: [&[u8]; R],
-    tokens: [&[i8]; T],
-    stride: usize,
-) -> [[i32; T]; R] {
-    let len = tiles::check::<BITS>(&rows, &tokens, stride);
-    let batch = 16 * if BITS == 2 { 10 } else { 4 };
-    let mut sums = [[vdupq_n_s32(0); T]; R];
+pub(super) fn dots(set: super::Neon, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+    tiles::dots(set, w, x, acc);
+}
+
+/// `Σ code · q` of `R` rows with one token.
+#[target_feature(enable = "neon")]
+pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
+    let len = tiles::check::<BITS>(&rows, token, stride);
+    // A vector of 16 packed bytes puts two products of every plane into each sum.
+    let batch = 16 * (products::<BITS>() / (2 * (8 / BITS)));
+    let mut sums = [vdupq_n_s32(0); R];
     let mut at = 0;
     while at < len {
         let end = len.min(at + batch);
-        let mut shorts = [[vdupq_n_s16(0); T]; R];
+        let mut shorts = [vdupq_n_s16(0); R];
         while at < end {
+            prefetch(&rows, at);
+            let q = load_q::<BITS>(token, stride, at);
             for r in 0..R {
-                let fields = fields::<BITS>(load_codes(rows[r], at));
-                for t in 0..T {
-                    for p in 0..8 / BITS {
-                        // SAFETY: `at < len` is a multiple of 16, so `check` says that plane `p` has 16 bytes there.
-                        #[allow(unsafe_code)]
-                        let q = unsafe { vld1q_s8(tokens[t].as_ptr().add(p * stride + at)) };
-                        let (codes_low, q_low) = (vget_low_s8(fields[p]), vget_low_s8(q));
-                        if BITS == 8 {
-                            sums[r][t] = vpadalq_s16(sums[r][t], vmull_s8(codes_low, q_low));
-                            sums[r][t] = vpadalq_s16(sums[r][t], vmull_high_s8(fields[p], q));
-                        } else {
-                            shorts[r][t] = vmlal_s8(shorts[r][t], codes_low, q_low);
-                            shorts[r][t] = vmlal_high_s8(shorts[r][t], fields[p], q);
-                        }
+                let codes = if at + 16 <= len {
+                    // SAFETY: as just compared; `len` is the length of every row.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        vld1q_u8(rows[r].as_ptr().add(at))
                     }
+                } else {
+                    last_codes(rows[r], at)
+                };
+                for (p, codes) in fields::<BITS>(codes).into_iter().enumerate().take(8 / BITS) {
+                    (sums[r], shorts[r]) = multiply::<BITS>(sums[r], shorts[r], codes, q[p]);
                 }
             }
             at += 16;
         }
-        if BITS != 8 {
-            for r in 0..R {
+        for r in 0..R {
+            sums[r] = vpadalq_s16(sums[r], shorts[r]);
+        }
+    }
+    sums.map(|sum| vaddvq_s32(sum))
+}
+
+/// 16 products: of few bits into the int16 sums, of 8 bits into the int32 ones.
+#[inline]
+#[target_feature(enable = "neon")]
+fn multiply<const BITS: usize>(
+    sum: int32x4_t,
+    short: int16x8_t,
+    codes: int8x16_t,
+    q: int8x16_t,
+) -> (int32x4_t, int16x8_t) {
+    let (codes_low, q_low) = (vget_low_s8(codes), vget_low_s8(q));
+    if BITS == 8 {
+        let sum = vpadalq_s16(sum, vmull_s8(codes_low, q_low));
+        (vpadalq_s16(sum, vmull_high_s8(codes, q)), short)
+    } else {
+        (sum, vmlal_high_s8(vmlal_s8(short, codes_low, q_low), codes, q))
+    }
+}
+
+/// The codes of each plane of 16 packed bytes.
+#[inline]
+#[target_feature(enable = "neon")]
+fn fields<const BITS: usize>(codes: uint8x16_t) -> [int8x16_t; 4] {
+    let none = vdupq_n_u8(0);
+    let fields = match BITS {
+        2 => {
+            let mask = vdupq_n_u8(3);
+            let (second, third) = (vshrq_n_u8::<2>(codes), vshrq_n_u8::<4>(codes));
+            [vandq_u8(codes, mask), vandq_u8(second, mask), vandq_u8(third, mask), vshrq_n_u8::<6>(codes)]
+        }
+        4 => [vandq_u8(codes, vdupq_n_u8(15)), vshrq_n_u8::<4>(codes), none, none],
+        _ => [codes, none, none, none],
+    };
+    fields.map(|field| vreinterpretq_s8_u8(field))
+}
+
+/// `Σ code · q` of unpacked rows with `T` tokens, two at a time: more would not leave registers for two kinds of sums.
+#[target_feature(enable = "neon")]
+pub(super) fn gemm<const BITS: usize, const T: usize>(
+    codes: Unpacked<'_>,
+    tokens: [&[i8]; T],
+    stride: usize,
+    at: usize,
+) -> [[i32; ROWS]; T] {
+    let mut all = [[0; ROWS]; T];
+    let mut t = 0;
+    while t + 2 <= T {
+        [all[t], all[t + 1]] = pair::<BITS, 2>(codes, [tokens[t], tokens[t + 1]], stride, at);
+        t += 2;
+    }
+    if t < T {
+        [all[t]] = pair::<BITS, 1>(codes, [tokens[t]], stride, at);
+    }
+    all
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn pair<const BITS: usize, const T: usize>(
+    codes: Unpacked<'_>,
+    tokens: [&[i8]; T],
+    stride: usize,
+    at: usize,
+) -> [[i32; ROWS]; T] {
+    let batch = 16 * (products::<BITS>() / 2);
+    let mut sums = [[vdupq_n_s32(0); T]; ROWS];
+    for p in 0..8 / BITS {
+        let (rows, q) = (codes.rows::<BITS>(p), codes.tokens::<BITS, T>(tokens, p, stride, at));
+        let mut i = 0;
+        while i < codes.len() {
+            let end = codes.len().min(i + batch);
+            let mut shorts = [[vdupq_n_s16(0); T]; ROWS];
+            while i < end {
+                for r in 0..ROWS {
+                    // SAFETY: `i < codes.len()`, the length of every slice here, and both are multiples of 16.
+                    #[allow(unsafe_code)]
+                    let codes = unsafe { vld1q_s8(rows[r].as_ptr().add(i).cast()) };
+                    for t in 0..T {
+                        // SAFETY: as above.
+                        #[allow(unsafe_code)]
+                        let q = unsafe { vld1q_s8(q[t].as_ptr().add(i)) };
+                        (sums[r][t], shorts[r][t]) = multiply::<BITS>(sums[r][t], shorts[r][t], codes, q);
+                    }
+                }
+                i += 16;
+            }
+            for r in 0..ROWS {
                 for t in 0..T {
                     sums[r][t] = vpadalq_s16(sums[r][t], shorts[r][t]);
                 }
             }
         }
     }
-    sums.map(|row| row.map(|sum| vaddvq_s32(sum)))
+    let mut all = [[0; ROWS]; T];
+    for t in 0..T {
+        all[t] = totals([sums[0][t], sums[1][t], sums[2][t], sums[3][t]]);
+    }
+    all
 }

@@ -18,26 +18,26 @@ pub(super) fn dot(pairs: impl Iterator<Item = (f32, f32)>) -> f32 {
     lanes[0]
 }
 
-/// `acc[r * tokens + t] = Σ_i (code[r][i] − offset) · x[t][i]`. Every set uses this one: only projections without an
+/// `acc[t * rows + r] = Σ_i (code[r][i] − offset) · x[t][i]`. Every set uses this one: only projections without an
 /// activation step take this path, and the published checkpoints have none.
 pub(in crate::kernels) fn dots_f32(w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
-    let (_, tokens) = shapes::matrices(w.rows() * w.k(), x.len(), w.k(), acc.len());
+    let (rows, _) = shapes::matrices(w.rows() * w.k(), x.len(), w.k(), acc.len());
     for r in 0..w.rows() {
         let row = w.row(r);
         for (t, x) in x.chunks_exact(w.k()).enumerate() {
             let values = (0..w.k()).map(|i| value(row, w.bits(), i) as f32);
-            acc[r * tokens + t] = dot(values.zip(x.iter().copied()));
+            acc[t * rows + r] = dot(values.zip(x.iter().copied()));
         }
     }
 }
 
-/// `acc[r * tokens + t] = Σ_i w[r][i] · x[t][i]`.
+/// `acc[t * rows + r] = Σ_i w[r][i] · x[t][i]`.
 pub(super) fn dots_bf16(w: &[u16], k: usize, x: &[f32], acc: &mut [f32]) {
-    let (_, tokens) = shapes::matrices(w.len(), x.len(), k, acc.len());
+    let (rows, _) = shapes::matrices(w.len(), x.len(), k, acc.len());
     for (r, row) in w.chunks_exact(k).enumerate() {
         for (t, x) in x.chunks_exact(k).enumerate() {
             let values = row.iter().map(|&w| f32::from_bits(u32::from(w) << 16));
-            acc[r * tokens + t] = dot(values.zip(x.iter().copied()));
+            acc[t * rows + r] = dot(values.zip(x.iter().copied()));
         }
     }
 }
@@ -81,10 +81,10 @@ mod tests {
         let bytes = [[0x9f; 8], [0x08; 8]].concat();
         dots_f32(Codes::new(&bytes, Bits::Four, 16), &x, &mut acc);
         // Row 0: 7 on even and 1 on odd elements; row 1: 0 and −8.
-        assert_eq!(acc, [7.0 * 56.0 + 64.0, 7.0 * 184.0 + 192.0, -8.0 * 64.0, -8.0 * 192.0]);
+        assert_eq!(acc, [7.0 * 56.0 + 64.0, -8.0 * 64.0, 7.0 * 184.0 + 192.0, -8.0 * 192.0]);
         let two = 0x4000;
         dots_bf16(&[two; 32], 16, &x, &mut acc);
-        assert_eq!(acc, [240.0, 752.0, 240.0, 752.0]);
+        assert_eq!(acc, [240.0, 240.0, 752.0, 752.0]);
         assert_eq!(sum_squares(&x), 10_416.0);
         assert_eq!(sum_squares(&[]), 0.0);
     }

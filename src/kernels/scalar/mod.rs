@@ -7,6 +7,7 @@ mod qdot;
 mod quantize;
 
 use super::contract::{Codes, Kernels, Planes};
+use super::math;
 
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 pub(super) use fdot::dots_f32;
@@ -53,6 +54,22 @@ impl Kernels for Scalar {
 
     fn sum_squares(&self, x: &[f32]) -> f32 {
         fdot::sum_squares(x)
+    }
+
+    fn requantize(&self, sums: &[i32], scales: &[f32], input_step: f32, step: f32, out: &mut [f32]) {
+        math::requantize(sums, scales, input_step, step, out)
+    }
+
+    fn gelu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        math::gelu_mul(gate, up)
+    }
+
+    fn soft_cap(&self, x: &mut [f32], cap: f32) {
+        math::soft_cap(x, cap)
+    }
+
+    fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
+        math::exp_sum(x, max)
     }
 
     fn peak(&self, rounds: u64) -> u64 {

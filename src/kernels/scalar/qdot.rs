@@ -13,12 +13,12 @@ pub(super) fn value(row: &[u8], bits: Bits, i: usize) -> i32 {
     }
 }
 
-/// `acc[r * tokens + t] = Σ_i (code[r][i] − offset) · q[t][i]`.
+/// `acc[t * rows + r] = Σ_i (code[r][i] − offset) · q[t][i]`.
 pub(super) fn dots(w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     shapes::dots(w, x, acc);
     for r in 0..w.rows() {
         for t in 0..x.tokens() {
-            acc[r * x.tokens() + t] = dot(w.row(r), w.bits(), x.token(t), x.stride(), w.k());
+            acc[t * w.rows() + r] = dot(w.row(r), w.bits(), x.token(t), x.stride(), w.k());
         }
     }
 }
@@ -59,7 +59,7 @@ mod tests {
             let bytes = vec![byte; 2 * bits.row_bytes(16)];
             let mut acc = [0; 4];
             dots(Codes::new(&bytes, bits, 16), Planes::new(&q, &sums, bits.planes(), 16), &mut acc);
-            assert_eq!(acc, [counted, ones, counted, ones], "{bits:?}");
+            assert_eq!(acc, [counted, counted, ones, ones], "{bits:?}");
         }
     }
 }

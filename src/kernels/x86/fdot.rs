@@ -4,7 +4,7 @@ use super::lanes::{fma, fold, load, splat, widen_bf16};
 use crate::kernels::contract::LANES;
 use crate::kernels::shapes;
 
-/// `acc[r * tokens + t] = Σ_i w[r][i] · x[t][i]`, two rows by two tokens at a time.
+/// `acc[t * rows + r] = Σ_i w[r][i] · x[t][i]`, two rows by two tokens at a time.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn dots_bf16(w: &[u16], k: usize, x: &[f32], acc: &mut [f32]) {
     let (rows, tokens) = shapes::matrices(w.len(), x.len(), k, acc.len());
@@ -12,25 +12,25 @@ pub(super) fn dots_bf16(w: &[u16], k: usize, x: &[f32], acc: &mut [f32]) {
     let n = k / LANES;
     for r in (0..rows).step_by(2) {
         for t in (0..tokens).step_by(2) {
-            let (w, x, acc) = (&w[r * n..], &x[t * n..], &mut acc[r * tokens + t..]);
+            let (w, x, acc) = (&w[r * n..], &x[t * n..], &mut acc[t * rows + r..]);
             match (rows - r, tokens - t) {
-                (1, 1) => tile::<1, 1>(w, x, n, tokens, acc),
-                (1, _) => tile::<1, 2>(w, x, n, tokens, acc),
-                (_, 1) => tile::<2, 1>(w, x, n, tokens, acc),
-                (_, _) => tile::<2, 2>(w, x, n, tokens, acc),
+                (1, 1) => tile::<1, 1>(w, x, n, rows, acc),
+                (1, _) => tile::<1, 2>(w, x, n, rows, acc),
+                (_, 1) => tile::<2, 1>(w, x, n, rows, acc),
+                (_, _) => tile::<2, 2>(w, x, n, rows, acc),
             }
         }
     }
 }
 
-/// `R` rows by `T` tokens of `n` chunks each; `acc` has rows of `tokens`.
+/// `R` rows by `T` tokens of `n` chunks each; from one token to the next are `rows` sums.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn tile<const R: usize, const T: usize>(
     w: &[[u16; LANES]],
     x: &[[f32; LANES]],
     n: usize,
-    tokens: usize,
+    rows: usize,
     acc: &mut [f32],
 ) {
     let mut sums = [[splat(0.0); T]; R];
@@ -44,7 +44,7 @@ fn tile<const R: usize, const T: usize>(
     }
     for r in 0..R {
         for t in 0..T {
-            acc[r * tokens + t] = fold(sums[r][t]);
+            acc[t * rows + r] = fold(sums[r][t]);
         }
     }
 }

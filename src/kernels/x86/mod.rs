@@ -6,13 +6,14 @@
 mod attention;
 mod fdot;
 mod lanes;
+mod nonlinear;
 mod peak;
 mod qdot;
 mod qdot_vnni;
 mod quantize;
 
 use super::contract::{Bits, Codes, Kernels, Planes};
-use super::tiles::{self, Tiles};
+use super::tiles::{ROWS, Tiles, Unpacked};
 
 /// Proof that this CPU has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -41,16 +42,27 @@ impl Avx512Vnni {
 }
 
 impl Tiles for Avx2 {
-    fn tile<const BITS: usize, const R: usize, const T: usize>(
-        self,
-        rows: [&[u8]; R],
-        tokens: [&[i8]; T],
-        stride: usize,
-    ) -> [[i32; T]; R] {
+    #[inline(always)]
+    fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw AVX2.
         #[allow(unsafe_code)]
         unsafe {
-            qdot::tile::<BITS, R, T>(rows, tokens, stride)
+            qdot::gemv::<BITS, R>(rows, token, stride)
+        }
+    }
+
+    #[inline(always)]
+    fn gemm<const BITS: usize, const T: usize>(
+        self,
+        codes: Unpacked<'_>,
+        tokens: [&[i8]; T],
+        stride: usize,
+        at: usize,
+    ) -> [[i32; ROWS]; T] {
+        // SAFETY: as above.
+        #[allow(unsafe_code)]
+        unsafe {
+            qdot::gemm::<BITS, T>(codes, tokens, stride, at)
         }
     }
 }
@@ -63,25 +75,36 @@ impl Tiles for Avx512Vnni {
         }
     }
 
-    fn tile<const BITS: usize, const R: usize, const T: usize>(
-        self,
-        rows: [&[u8]; R],
-        tokens: [&[i8]; T],
-        stride: usize,
-    ) -> [[i32; T]; R] {
+    #[inline(always)]
+    fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw AVX-512 F, BW and VNNI.
         #[allow(unsafe_code)]
         unsafe {
-            qdot_vnni::tile::<BITS, R, T>(rows, tokens, stride)
+            qdot_vnni::gemv::<BITS, R>(rows, token, stride)
+        }
+    }
+
+    #[inline(always)]
+    fn gemm<const BITS: usize, const T: usize>(
+        self,
+        codes: Unpacked<'_>,
+        tokens: [&[i8]; T],
+        stride: usize,
+        at: usize,
+    ) -> [[i32; ROWS]; T] {
+        // SAFETY: as above.
+        #[allow(unsafe_code)]
+        unsafe {
+            qdot_vnni::gemm::<BITS, T>(codes, tokens, stride, at)
         }
     }
 }
 
 /// One implementation of the trait for both: they differ in their [`Tiles`].
 macro_rules! kernels {
-    ($set:ty, $name:literal, $peak:path) => {
-        // SAFETY of all blocks: `self` exists, so `detect` saw AVX2 and FMA, which is all that the callees enable; the
-        // peak of `avx512vnni` enables what its own `detect` saw.
+    ($set:ty, $name:literal, $dots:path, $peak:path) => {
+        // SAFETY of all blocks: `self` exists, so `detect` saw AVX2 and FMA, which is all that the callees enable; `dots`
+        // and the peak of `avx512vnni` enable what its own `detect` saw.
         #[allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
         impl Kernels for $set {
             fn name(&self) -> &'static str {
@@ -93,7 +116,7 @@ macro_rules! kernels {
             }
 
             fn dots(&self, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
-                tiles::dots(*self, w, x, acc);
+                unsafe { $dots(*self, w, x, acc) }
             }
 
             fn dots_f32(&self, w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
@@ -124,6 +147,22 @@ macro_rules! kernels {
                 unsafe { fdot::sum_squares(x) }
             }
 
+            fn requantize(&self, sums: &[i32], scales: &[f32], input_step: f32, step: f32, out: &mut [f32]) {
+                unsafe { nonlinear::requantize(sums, scales, input_step, step, out) }
+            }
+
+            fn gelu_mul(&self, gate: &mut [f32], up: &[f32]) {
+                unsafe { nonlinear::gelu_mul(gate, up) }
+            }
+
+            fn soft_cap(&self, x: &mut [f32], cap: f32) {
+                unsafe { nonlinear::soft_cap(x, cap) }
+            }
+
+            fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
+                unsafe { nonlinear::exp_sum(x, max) }
+            }
+
             fn peak(&self, rounds: u64) -> u64 {
                 unsafe { $peak(rounds) }
             }
@@ -131,5 +170,5 @@ macro_rules! kernels {
     };
 }
 
-kernels!(Avx2, "avx2", peak::maddubs);
-kernels!(Avx512Vnni, "avx512vnni", peak::dpbusd);
+kernels!(Avx2, "avx2", qdot::dots, peak::maddubs);
+kernels!(Avx512Vnni, "avx512vnni", qdot_vnni::dots, peak::dpbusd);

@@ -1,60 +1,76 @@
-//! Integer dot products in AVX2: `qs8-qc{2,4,8}w-gemm-{4x1,2x4}-avx2`.
+//! Integer dot products in AVX2: `qs8-qc{2,4,8}w-gemv-4x1-avx2` and `qs8-qs8-gemm-4x2-avx2`.
 //!
 //! Unsigned 2-bit and 4-bit codes meet int8 activations in `vpmaddubsw`, which adds two products in an int16: at most
-//! `2 · 15 · 128 = 3840`, and the sum over the planes of a byte at most 7680, so nothing saturates. Two 8-bit products
-//! would (`2 · 2^14`); they are widened to int16 first and added in int32 by `vpmaddwd`.
+//! `2 · 3 · 128 = 768` or `2 · 15 · 128 = 3840`, so nothing saturates and an int16 holds 42 or 8 of them. Two 8-bit
+//! products would saturate it (`2 · 2^14`); they are widened to int16 first and added in int32 by `vpmaddwd`.
 
 use std::arch::x86_64::*;
 
-use crate::kernels::tiles;
+use crate::kernels::contract::{Codes, Planes};
+use crate::kernels::tiles::{self, CODES, ROWS, Unpacked};
 
-/// `Σ code · q` of `R` rows with `T` tokens.
+/// `dots` of the contract, compiled for this set.
 #[target_feature(enable = "avx2")]
-pub(super) fn tile<const BITS: usize, const R: usize, const T: usize>(
-    rows: [&[u8]; R],
-    tokens: [&[i8]; T],
-    stride: usize,
-) -> [[i32; T]; R] {
-    let len = tiles::check::<BITS>(&rows, &tokens, stride);
-    let mut sums = [[_mm256_setzero_si256(); T]; R];
+pub(super) fn dots(set: super::Avx2, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+    tiles::dots(set, w, x, acc);
+}
+
+/// `Σ code · q` of `R` rows with one token.
+#[target_feature(enable = "avx2")]
+pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
+    let len = tiles::check::<BITS>(&rows, token, stride);
+    let mut sums = [_mm256_setzero_si256(); R];
     let mut at = 0;
     while at < len {
+        prefetch(&rows, at, 32);
+        let mut q = [_mm256_setzero_si256(); 4];
+        for (p, q) in q.iter_mut().enumerate().take(8 / BITS) {
+            // SAFETY: `at < len` is a multiple of 32, so `check` says that plane `p` has 32 bytes there.
+            #[allow(unsafe_code)]
+            unsafe {
+                *q = _mm256_loadu_si256(token.as_ptr().add(p * stride + at).cast());
+            }
+        }
         for r in 0..R {
             let codes = load_codes(rows[r], at);
-            if BITS == 8 {
-                let halves = [_mm256_castsi256_si128(codes), _mm256_extracti128_si256::<1>(codes)];
-                let [low, high] = halves.map(|half| _mm256_cvtepi8_epi16(half));
-                for t in 0..T {
-                    // SAFETY: `at < len` is a multiple of 32, so `check` says that 32 activations follow.
-                    #[allow(unsafe_code)]
-                    let [q_low, q_high] = unsafe {
-                        let q = tokens[t].as_ptr().add(at);
-                        [_mm_loadu_si128(q.cast()), _mm_loadu_si128(q.add(16).cast())]
-                    };
-                    let products = _mm256_add_epi32(
-                        _mm256_madd_epi16(low, _mm256_cvtepi8_epi16(q_low)),
-                        _mm256_madd_epi16(high, _mm256_cvtepi8_epi16(q_high)),
-                    );
-                    sums[r][t] = _mm256_add_epi32(sums[r][t], products);
-                }
+            let products = if BITS == 8 {
+                bytes(codes, q[0])
             } else {
-                let fields = fields::<BITS>(codes);
-                for t in 0..T {
-                    let mut pairs = _mm256_setzero_si256();
-                    for (p, &codes) in fields.iter().enumerate().take(8 / BITS) {
-                        // SAFETY: `at < len` is a multiple of 32, so `check` says that plane `p` has 32 bytes there.
-                        #[allow(unsafe_code)]
-                        let q = unsafe { _mm256_loadu_si256(tokens[t].as_ptr().add(p * stride + at).cast()) };
-                        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes, q));
-                    }
-                    let products = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-                    sums[r][t] = _mm256_add_epi32(sums[r][t], products);
+                let mut pairs = _mm256_setzero_si256();
+                for (&codes, &q) in fields::<BITS>(codes).iter().zip(&q).take(8 / BITS) {
+                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes, q));
                 }
-            }
+                _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+            };
+            sums[r] = _mm256_add_epi32(sums[r], products);
         }
         at += 32;
     }
-    sums.map(|row| row.map(|sum| total(sum)))
+    let mut totals = [0; R];
+    for (total, sum) in totals.iter_mut().zip(sums) {
+        *total = self::total(sum);
+    }
+    totals
+}
+
+/// See [`tiles::ahead`]; `step` bytes of each row.
+#[inline]
+#[target_feature(enable = "sse")]
+pub(super) fn prefetch<const R: usize>(rows: &[&[u8]; R], at: usize, step: usize) {
+    let ahead = tiles::ahead(rows, at);
+    for line in (0..R * step).step_by(64) {
+        // It reads nothing and faults nowhere: the address may be that of anything.
+        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
+    }
+}
+
+/// Products of 32 signed bytes, added by fours.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn bytes(codes: __m256i, q: __m256i) -> __m256i {
+    let wide = |low: __m128i| _mm256_cvtepi8_epi16(low);
+    let (low, high) = (|x| wide(_mm256_castsi256_si128(x)), |x| wide(_mm256_extracti128_si256::<1>(x)));
+    _mm256_add_epi32(_mm256_madd_epi16(low(codes), low(q)), _mm256_madd_epi16(high(codes), high(q)))
 }
 
 /// The codes of each plane of 32 packed bytes; a 16-bit shift is fine because what crosses a byte is masked away.
@@ -93,6 +109,105 @@ fn load_codes(row: &[u8], at: usize) -> __m256i {
     unsafe {
         _mm256_maskload_epi32(row.as_ptr().add(at).cast(), mask)
     }
+}
+
+/// `Σ code · q` of unpacked rows with `T` tokens, two at a time: 16 registers hold no more sums.
+#[target_feature(enable = "avx2")]
+pub(super) fn gemm<const BITS: usize, const T: usize>(
+    codes: Unpacked<'_>,
+    tokens: [&[i8]; T],
+    stride: usize,
+    at: usize,
+) -> [[i32; ROWS]; T] {
+    let mut all = [[0; ROWS]; T];
+    let mut t = 0;
+    while t + 2 <= T {
+        [all[t], all[t + 1]] = some::<BITS, 2>(codes, [tokens[t], tokens[t + 1]], stride, at);
+        t += 2;
+    }
+    if t < T {
+        [all[t]] = some::<BITS, 1>(codes, [tokens[t]], stride, at);
+    }
+    all
+}
+
+/// Loops instead of closures: what a closure does here is not inlined into the
+/// functions of the standard library that would call it, because they are not compiled for AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn some<const BITS: usize, const N: usize>(
+    codes: Unpacked<'_>,
+    tokens: [&[i8]; N],
+    stride: usize,
+    at: usize,
+) -> [[i32; ROWS]; N] {
+    // An int16 holds all the products of a row of 2-bit codes, and those of eight vectors of 4-bit codes.
+    const { assert!(CODES / 32 <= 42) };
+    let batch = if BITS == 4 { 8 * 32 } else { CODES };
+    let mut sums = [[_mm256_setzero_si256(); ROWS]; N];
+    let mut pairs = [[_mm256_setzero_si256(); ROWS]; N];
+    for p in 0..8 / BITS {
+        let (rows, q) = (codes.rows::<BITS>(p), codes.tokens::<BITS, N>(tokens, p, stride, at));
+        let mut i = 0;
+        while i < codes.len() {
+            let end = codes.len().min(i + batch);
+            while i < end {
+                for r in 0..ROWS {
+                    // SAFETY: `i < codes.len()`, the length of every slice here, and both are multiples of 32.
+                    #[allow(unsafe_code)]
+                    let codes = unsafe { _mm256_loadu_si256(rows[r].as_ptr().add(i).cast()) };
+                    for n in 0..N {
+                        // SAFETY: as above.
+                        #[allow(unsafe_code)]
+                        let q = unsafe { _mm256_loadu_si256(q[n].as_ptr().add(i).cast()) };
+                        if BITS == 8 {
+                            sums[n][r] = _mm256_add_epi32(sums[n][r], bytes(codes, q));
+                        } else {
+                            pairs[n][r] = _mm256_add_epi16(pairs[n][r], _mm256_maddubs_epi16(codes, q));
+                        }
+                    }
+                }
+                i += 32;
+            }
+            if BITS == 4 {
+                widen(&mut sums, &mut pairs);
+            }
+        }
+    }
+    if BITS == 2 {
+        widen(&mut sums, &mut pairs);
+    }
+    let mut all = [[0; ROWS]; N];
+    for (all, sums) in all.iter_mut().zip(sums) {
+        *all = totals(sums);
+    }
+    all
+}
+
+/// Empties the int16 sums into the int32 ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen<const N: usize>(sums: &mut [[__m256i; ROWS]; N], pairs: &mut [[__m256i; ROWS]; N]) {
+    for n in 0..N {
+        for r in 0..ROWS {
+            sums[n][r] = _mm256_add_epi32(sums[n][r], _mm256_madd_epi16(pairs[n][r], _mm256_set1_epi16(1)));
+            pairs[n][r] = _mm256_setzero_si256();
+        }
+    }
+}
+
+/// The sums of eight int32 each.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn totals([a, b, c, d]: [__m256i; ROWS]) -> [i32; ROWS] {
+    let halves = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    let sums = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+    [
+        _mm_extract_epi32::<0>(sums),
+        _mm_extract_epi32::<1>(sums),
+        _mm_extract_epi32::<2>(sums),
+        _mm_extract_epi32::<3>(sums),
+    ]
 }
 
 /// The sum of eight int32.

@@ -1,65 +1,68 @@
-//! Integer dot products in AVX-512 VNNI: `qs8-qc{2,4,8}w-gemm-{4x1,2x4}-avx512vnni`.
+//! Integer dot products in AVX-512 VNNI: `qs8-qc{2,4,8}w-gemv-4x1-avx512vnni` and `qs8-qu8-gemm-4x4-avx512vnni`.
 //!
 //! `vpdpbusd` adds four products of unsigned and signed bytes to an int32, exactly. Signed 8-bit codes become unsigned
 //! ones by flipping their sign bit, which adds 128 to each: one more offset for `tiles` to take out. With it a sum stays
-//! below `255 · 128 · 2^16 < 2^31`.
+//! below `255 · 128 · 2^16 < 2^31`; so does a field that is masked where it stands (`192 · 128 · 2^14` for 2-bit codes,
+//! `240 · 128 · 2^15` for 4-bit codes), whose sums are divided by its place value in the end.
 
 use std::arch::x86_64::*;
 
-use crate::kernels::tiles;
+use super::qdot::prefetch;
+use crate::kernels::contract::{Codes, Planes};
+use crate::kernels::tiles::{self, ROWS, Unpacked};
 
 /// What 8-bit codes stand above their value here.
 pub(super) const BYTE_OFFSET: i32 = 128;
 
-/// `Σ code · q` of `R` rows with `T` tokens.
+/// `dots` of the contract, compiled for this set.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn tile<const BITS: usize, const R: usize, const T: usize>(
-    rows: [&[u8]; R],
-    tokens: [&[i8]; T],
-    stride: usize,
-) -> [[i32; T]; R] {
-    let len = tiles::check::<BITS>(&rows, &tokens, stride);
-    let mut sums = [[_mm512_setzero_si512(); T]; R];
+pub(super) fn dots(set: super::Avx512Vnni, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+    tiles::dots(set, w, x, acc);
+}
+
+/// `Σ code · q` of `R` rows with one token.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
+    let len = tiles::check::<BITS>(&rows, token, stride);
+    let mut sums = [[_mm512_setzero_si512(); 4]; R];
     let mut at = 0;
     while at < len {
+        prefetch(&rows, at, 64);
+        let mut q = [_mm512_setzero_si512(); 4];
+        for (p, q) in q.iter_mut().enumerate().take(8 / BITS) {
+            // SAFETY: `at < len` is a multiple of 64, so `check` says that plane `p` has 64 bytes there.
+            #[allow(unsafe_code)]
+            unsafe {
+                *q = _mm512_loadu_si512(token.as_ptr().add(p * stride + at).cast());
+            }
+        }
         for r in 0..R {
-            let fields = fields::<BITS>(load_codes(rows[r], at));
-            for t in 0..T {
-                for (p, &codes) in fields.iter().enumerate().take(8 / BITS) {
-                    // SAFETY: `at < len` is a multiple of 64, so `check` says that plane `p` has 64 bytes there.
-                    #[allow(unsafe_code)]
-                    let q = unsafe { _mm512_loadu_si512(tokens[t].as_ptr().add(p * stride + at).cast()) };
-                    sums[r][t] = _mm512_dpbusd_epi32(sums[r][t], codes, q);
-                }
+            let codes = load_codes(rows[r], at);
+            for p in 0..8 / BITS {
+                let field = match BITS {
+                    2 => _mm512_and_si512(codes, _mm512_set1_epi8((0x03_u8 << (2 * p)).cast_signed())),
+                    4 => _mm512_and_si512(codes, _mm512_set1_epi8((0x0f_u8 << (4 * p)).cast_signed())),
+                    // Past the end of a row this is 128 and not 0: the activations there are zero.
+                    _ => _mm512_xor_si512(codes, _mm512_set1_epi8(-128)),
+                };
+                sums[r][p] = _mm512_dpbusd_epi32(sums[r][p], field, q[p]);
             }
         }
         at += 64;
     }
-    sums.map(|row| row.map(|sum| _mm512_reduce_add_epi32(sum)))
-}
-
-/// The codes of each plane of 64 packed bytes; a 16-bit shift is fine because what crosses a byte is masked away.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn fields<const BITS: usize>(codes: __m512i) -> [__m512i; 4] {
-    let none = _mm512_setzero_si512();
-    match BITS {
-        2 => {
-            let mask = _mm512_set1_epi8(3);
-            [
-                _mm512_and_si512(codes, mask),
-                _mm512_and_si512(_mm512_srli_epi16::<2>(codes), mask),
-                _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask),
-                _mm512_and_si512(_mm512_srli_epi16::<6>(codes), mask),
-            ]
+    let mut totals = [0; R];
+    for (total, fields) in totals.iter_mut().zip(sums) {
+        let mut sum = fields[0];
+        if BITS == 2 {
+            sum = _mm512_add_epi32(sum, _mm512_srai_epi32::<2>(fields[1]));
+            sum = _mm512_add_epi32(sum, _mm512_srai_epi32::<4>(fields[2]));
+            sum = _mm512_add_epi32(sum, _mm512_srai_epi32::<6>(fields[3]));
+        } else if BITS == 4 {
+            sum = _mm512_add_epi32(sum, _mm512_srai_epi32::<4>(fields[1]));
         }
-        4 => {
-            let mask = _mm512_set1_epi8(15);
-            [_mm512_and_si512(codes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask), none, none]
-        }
-        // Past the end of a row this is 128 and not 0: the activations there are zero.
-        _ => [_mm512_xor_si512(codes, _mm512_set1_epi8(-128)), none, none, none],
+        *total = _mm512_reduce_add_epi32(sum);
     }
+    totals
 }
 
 /// 64 bytes of `row` from `at` on, zeros past its end.
@@ -73,4 +76,45 @@ fn load_codes(row: &[u8], at: usize) -> __m512i {
     unsafe {
         _mm512_maskz_loadu_epi8(mask, row.as_ptr().add(at).cast())
     }
+}
+
+/// `Σ code · q` of unpacked rows with `T` tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) fn gemm<const BITS: usize, const T: usize>(
+    codes: Unpacked<'_>,
+    tokens: [&[i8]; T],
+    stride: usize,
+    at: usize,
+) -> [[i32; ROWS]; T] {
+    let mut sums = [[_mm512_setzero_si512(); T]; ROWS];
+    for p in 0..8 / BITS {
+        let (rows, q) = (codes.rows::<BITS>(p), codes.tokens::<BITS, T>(tokens, p, stride, at));
+        let mut i = 0;
+        while i < codes.len() {
+            let mut row = [_mm512_setzero_si512(); ROWS];
+            for r in 0..ROWS {
+                // SAFETY: `i < codes.len()`, the length of every slice here, and both are multiples of 64.
+                #[allow(unsafe_code)]
+                unsafe {
+                    row[r] = _mm512_loadu_si512(rows[r].as_ptr().add(i).cast());
+                }
+            }
+            for t in 0..T {
+                // SAFETY: as above.
+                #[allow(unsafe_code)]
+                let q = unsafe { _mm512_loadu_si512(q[t].as_ptr().add(i).cast()) };
+                for r in 0..ROWS {
+                    sums[r][t] = _mm512_dpbusd_epi32(sums[r][t], row[r], q);
+                }
+            }
+            i += 64;
+        }
+    }
+    let mut totals = [[0; ROWS]; T];
+    for r in 0..ROWS {
+        for t in 0..T {
+            totals[t][r] = _mm512_reduce_add_epi32(sums[r][t]);
+        }
+    }
+    totals
 }

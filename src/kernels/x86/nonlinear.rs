@@ -1,0 +1,23 @@
+//! The formulas of `math` in AVX2's registers: the compiler makes the vectors.
+
+use crate::kernels::math;
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn requantize(sums: &[i32], scales: &[f32], input_step: f32, step: f32, out: &mut [f32]) {
+    math::requantize(sums, scales, input_step, step, out);
+}
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+    math::gelu_mul(gate, up);
+}
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn soft_cap(x: &mut [f32], cap: f32) {
+    math::soft_cap(x, cap);
+}
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
+    math::exp_sum(x, max)
+}
