@@ -12,7 +12,7 @@ use std::arch::aarch64::*;
 
 use super::qdot_sdot::{last_codes, load_q, prefetch, totals};
 use crate::kernels::contract::{Codes, Planes};
-use crate::kernels::tiles::{self, ROWS, Unpacked};
+use crate::kernels::tiles::{self, ROWS, Tiles, Unpacked};
 
 /// Products that an int16 sum holds.
 const fn products<const BITS: usize>() -> usize {
@@ -21,7 +21,7 @@ const fn products<const BITS: usize>() -> usize {
 
 /// `dots` of the contract, compiled for this set.
 #[target_feature(enable = "neon")]
-pub(super) fn dots(set: super::Neon, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     tiles::dots(set, w, x, acc);
 }
 
@@ -71,13 +71,31 @@ fn multiply<const BITS: usize>(
     codes: int8x16_t,
     q: int8x16_t,
 ) -> (int32x4_t, int16x8_t) {
-    let (codes_low, q_low) = (vget_low_s8(codes), vget_low_s8(q));
     if BITS == 8 {
-        let sum = vpadalq_s16(sum, vmull_s8(codes_low, q_low));
+        let sum = vpadalq_s16(sum, vmull_s8(vget_low_s8(codes), vget_low_s8(q)));
         (vpadalq_s16(sum, vmull_high_s8(codes, q)), short)
     } else {
-        (sum, vmlal_high_s8(vmlal_s8(short, codes_low, q_low), codes, q))
+        (sum, smlal(short, codes, q))
     }
+}
+
+/// `vmlal_high_s8(vmlal_s8(sum, a.low, b.low), a, b)`, as instructions: of masked codes LLVM knows that they are not negative,
+/// and then widens them by themselves and multiplies int16, at twice the work.
+#[inline]
+#[target_feature(enable = "neon")]
+fn smlal(sum: int16x8_t, a: int8x16_t, b: int8x16_t) -> int16x8_t {
+    let mut sum = sum;
+    // SAFETY: two instructions on the registers that they name.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::arch::asm!(
+            "smlal {sum:v}.8h, {a:v}.8b, {b:v}.8b",
+            "smlal2 {sum:v}.8h, {a:v}.16b, {b:v}.16b",
+            sum = inout(vreg) sum, a = in(vreg) a, b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
 }
 
 /// The codes of each plane of 16 packed bytes.

@@ -10,11 +10,11 @@
 use std::arch::aarch64::*;
 
 use crate::kernels::contract::{Codes, Planes};
-use crate::kernels::tiles::{self, ROWS, Unpacked};
+use crate::kernels::tiles::{self, ROWS, Tiles, Unpacked};
 
 /// `dots` of the contract, compiled for this set.
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn dots(set: super::NeonDot, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     tiles::dots(set, w, x, acc);
 }
 

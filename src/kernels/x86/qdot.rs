@@ -7,11 +7,11 @@
 use std::arch::x86_64::*;
 
 use crate::kernels::contract::{Codes, Planes};
-use crate::kernels::tiles::{self, CODES, ROWS, Unpacked};
+use crate::kernels::tiles::{self, CODES, ROWS, Tiles, Unpacked};
 
 /// `dots` of the contract, compiled for this set.
 #[target_feature(enable = "avx2")]
-pub(super) fn dots(set: super::Avx2, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     tiles::dots(set, w, x, acc);
 }
 

@@ -9,14 +9,14 @@ use std::arch::x86_64::*;
 
 use super::qdot::prefetch;
 use crate::kernels::contract::{Codes, Planes};
-use crate::kernels::tiles::{self, ROWS, Unpacked};
+use crate::kernels::tiles::{self, ROWS, Tiles, Unpacked};
 
 /// What 8-bit codes stand above their value here.
 pub(super) const BYTE_OFFSET: i32 = 128;
 
 /// `dots` of the contract, compiled for this set.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn dots(set: super::Avx512Vnni, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     tiles::dots(set, w, x, acc);
 }
 
