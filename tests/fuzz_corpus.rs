@@ -83,7 +83,7 @@ fn parse_header(bytes: &[u8]) -> Result<(), Problem> {
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = files::parse_index(text);
     }
-    for entry in header::parse(bytes)?.values() {
+    for entry in header::parse(bytes)?.entries.values() {
         assert!(bytes.get(entry.start..entry.start + entry.len).is_some(), "{entry:?}");
     }
     Ok(())

@@ -5,8 +5,8 @@
 use emberd::engine::checkpoint::{files, header};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    if let Ok(entries) = header::parse(data) {
-        for entry in entries.values() {
+    if let Ok(header) = header::parse(data) {
+        for entry in header.entries.values() {
             assert!(data.get(entry.start..entry.start + entry.len).is_some(), "{entry:?}");
         }
     }

@@ -51,9 +51,9 @@ pub enum Kv {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// Directory of the checkpoint.
+    /// A directory with config.json and model.safetensors, or a packed file.
     pub path: PathBuf,
-    /// Name under which it is offered; the directory's name when absent.
+    /// Name under which it is offered; the name of the directory or file when absent.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
     pub name: Option<String>,
     /// Form of the KV cache.
@@ -413,8 +413,12 @@ fn is_level(level: &str) -> bool {
 impl Model {
     /// Name under which the model is offered.
     pub fn name(&self) -> String {
-        let directory = || Some(self.path.file_name()?.to_string_lossy().into_owned());
-        self.name.clone().or_else(directory).unwrap_or_else(|| "model".into())
+        let own = || {
+            let packed = self.path.extension().is_some_and(|extension| extension == "ember");
+            let name = if packed { self.path.file_stem() } else { self.path.file_name() };
+            Some(name?.to_string_lossy().into_owned())
+        };
+        self.name.clone().or_else(own).unwrap_or_else(|| "model".into())
     }
 }
 

@@ -4,11 +4,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crate::engine::checkpoint::GenerationDefaults;
+use crate::engine::checkpoint::source::Source;
+use crate::engine::pack::{self, PackError};
 use crate::engine::runner::{LoadError, Options, RunError, Runner};
 use crate::engine::sampler::{Sampler, SamplingParams};
 use crate::engine::stream::{Delta, StopError, TextStream};
 use crate::engine::template::{ChatRequest, ChatTemplate, TemplateError};
-use crate::engine::tokenizer::{Tokenizer, TokenizerError};
+use crate::engine::tokenizer::Tokenizer;
 
 /// Why a model directory cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -16,12 +18,9 @@ pub enum EngineError {
     /// Weights, kernels or threads.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// `tokenizer.json`.
+    /// What is not weights: the tokenizer, the chat template.
     #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// `chat_template.jinja`.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
+    Pack(#[from] PackError),
     /// The tokenizer belongs to another model.
     #[error("{}: expected at most {vocab} tokens, as config.json has, found {found}", path.display())]
     Vocabulary {
@@ -93,19 +92,19 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens the Hugging Face directory `dir`.
-    pub fn load(dir: &Path, options: &Options) -> Result<Engine, EngineError> {
-        let path = dir.join("tokenizer.json");
-        let tokenizer = Tokenizer::load(&path)?;
-        let template = ChatTemplate::load(dir)?;
-        let runner = Runner::load(dir, options)?;
+    /// Opens the model at `path`, a Hugging Face directory or a packed file.
+    pub fn load(path: &Path, options: &Options) -> Result<Engine, EngineError> {
+        let source = Source::open(path).map_err(LoadError::from)?;
+        let tokenizer = pack::tokenizer(&source)?;
+        let template = pack::chat_template(&source)?;
+        let runner = Runner::of(&source, options)?;
         let (vocab, found) = (runner.config().vocab_size, tokenizer.vocab_size());
         if found > vocab {
-            return Err(EngineError::Vocabulary { path, vocab, found });
+            return Err(EngineError::Vocabulary { path: source.place("tokenizer.json"), vocab, found });
         }
         let defaults = runner.generation().clone();
         if defaults.eos.is_empty() {
-            return Err(EngineError::NoEnd { dir: dir.to_path_buf() });
+            return Err(EngineError::NoEnd { dir: path.to_path_buf() });
         }
         Ok(Engine { runner, tokenizer, template, defaults })
     }

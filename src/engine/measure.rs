@@ -36,7 +36,12 @@ pub fn write_logits(
     let bytes = tokens.len() as u64 * vocab as u64 * 4;
     let mut ran = Ok(());
     let written = output::atomically(path, |out| {
-        output::header([("logits", "F32", shape.as_slice(), bytes)].into_iter(), out)?;
+        output::header(
+            serde_json::json!({"format": "pt"}),
+            8,
+            [("logits", "F32", shape.as_slice(), bytes)].into_iter(),
+            out,
+        )?;
         let (mut result, mut done) = (Ok(()), 0);
         ran = runner.logits(tokens, batch, &mut |logits| {
             let mut each = logits.iter();

@@ -1,5 +1,6 @@
 //! Tokens in, tokens out: no sockets, no clock, no tokio.
 
+pub mod bytes;
 pub mod checkpoint;
 pub mod eval;
 pub mod generate;
@@ -7,6 +8,7 @@ pub mod kv_cache;
 pub mod measure;
 pub mod model;
 pub mod ops;
+pub mod pack;
 pub mod runner;
 pub mod sampler;
 pub mod stream;

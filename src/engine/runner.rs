@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crate::engine::checkpoint::config::Config;
+use crate::engine::checkpoint::source::Source;
 use crate::engine::checkpoint::summary::Summary;
 use crate::engine::checkpoint::{Checkpoint, CheckpointError, GenerationDefaults};
 use crate::engine::kv_cache::{KvCache, KvKind};
@@ -104,17 +105,22 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Opens and validates the checkpoint in `dir` and starts the threads.
-    pub fn load(dir: &Path, options: &Options) -> Result<Runner, LoadError> {
+    /// Opens and validates the model at `path`, a Hugging Face directory or a packed file, and starts the threads.
+    pub fn load(path: &Path, options: &Options) -> Result<Runner, LoadError> {
+        Runner::of(&Source::open(path)?, options)
+    }
+
+    /// As [`Runner::load`], of a source that is open.
+    pub fn of(source: &Source, options: &Options) -> Result<Runner, LoadError> {
         let kernels = kernels::select(options.kernels.as_deref())?;
         let best = kernels::available()[0].name();
         if options.kernels.is_none() && kernels.name() != best {
             let instead = kernels.name();
             tracing::warn!("the {best} kernels compute wrongly on this CPU, using {instead}; please report this");
         }
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = Checkpoint::load(source)?;
         if options.kv == KvKind::Int8 {
-            check_cache_steps(dir, &checkpoint)?;
+            check_cache_steps(source.path(), &checkpoint)?;
         }
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),

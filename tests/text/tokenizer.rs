@@ -138,6 +138,24 @@ fn control_tokens_are_split_out_longest_first() {
     assert_eq!(segments, expected);
 }
 
+/// The same tables as a packed model has them: all vectors.
+#[test]
+fn flat_tables_hold_the_whole_vocabulary() {
+    let (Some(tokenizer), Some(vectors)) = (shared::tokenizer(), shared::json("tokenizer_vectors.json")) else {
+        return;
+    };
+    let (tables, names) = tokenizer.sections();
+    let section = |name: &str| Some(tables.iter().find(|(other, _)| *other == name)?.1.to_vec().into());
+    let packed = Tokenizer::from_sections(&names, section).unwrap();
+    let vectors = vectors.as_array().unwrap();
+    for vector in vectors {
+        let text = vector["text"].as_str().unwrap();
+        assert_eq!(serde_json::json!(packed.encode_text(text)), vector["ids"], "{text:?}");
+    }
+    let size: usize = tables.iter().map(|(_, table)| table.len()).sum();
+    assert!(vectors.len() >= 40 && size < 11_000_000, "{} vectors, {size} bytes", vectors.len());
+}
+
 /// Generous bounds, for slow machines and dev builds; `--nocapture` prints the figures.
 #[test]
 fn long_and_repetitive_texts_take_linear_time() {

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::super::error::Error;
-use super::model::{RunModel, print, progress, read};
+use super::model::{RunModel, print, progress, read, tokenizer};
+use crate::engine::checkpoint::source::Source;
 use crate::engine::checkpoint::synth::{self, SHAPES, Shape};
 use crate::engine::measure;
-use crate::engine::template::{ChatRequest, ChatTemplate, STACK_BYTES};
-use crate::engine::tokenizer::Tokenizer;
+use crate::engine::pack;
+use crate::engine::template::{ChatRequest, STACK_BYTES};
 
 /// Largest file of token ids, and largest request or text.
 const MAX_INPUT: u64 = 256 << 20;
@@ -41,14 +42,14 @@ pub(super) struct Logits {
 
 #[derive(Args)]
 pub(super) struct Text {
-    /// Directory with tokenizer.json
+    /// Directory with tokenizer.json, or a packed model
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
 }
 
 #[derive(Args)]
 pub(super) struct Render {
-    /// Directory with chat_template.jinja and tokenizer.json
+    /// Directory with chat_template.jinja and tokenizer.json, or a packed model
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// JSON object with "messages" and, if need be, "tools" and "enable_thinking"
@@ -97,7 +98,7 @@ fn logits(args: &Logits) -> Result<(), Error> {
 }
 
 fn tokenize(args: &Text) -> Result<(), Error> {
-    let tokenizer = Tokenizer::load(&args.model.join("tokenizer.json")).map_err(Error::failed)?;
+    let tokenizer = tokenizer(&args.model)?;
     let mut text = Vec::new();
     let read = std::io::stdin().lock().take(MAX_INPUT + 1).read_to_end(&mut text);
     read.map_err(|error| Error::System("cannot read standard input", error))?;
@@ -114,7 +115,8 @@ fn render(args: &Render) -> Result<(), Error> {
         .map_err(|error| Error::Failed(format!("{}: {error}", args.request.display())))?;
     let model = args.model.clone();
     let render = move || {
-        let template = ChatTemplate::load(&model).map_err(Error::failed)?;
+        let source = Source::open(&model).map_err(Error::failed)?;
+        let template = pack::chat_template(&source).map_err(Error::failed)?;
         template.render(&request).map_err(Error::failed)
     };
     let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(render);

@@ -34,7 +34,7 @@ pub(super) struct Demo {
     /// End after the prompts instead of staying up
     #[arg(long)]
     once: bool,
-    /// Directory of the checkpoint; the bundled model when absent
+    /// The model: a directory or a packed file; the bundled model when absent
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Most tokens of an answer

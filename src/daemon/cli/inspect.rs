@@ -12,7 +12,8 @@ use crate::engine::checkpoint::summary::Summary;
 
 #[derive(Args)]
 pub(super) struct Inspect {
-    /// Directory of the checkpoint
+    /// The model: a directory with config.json and model.safetensors, or a packed file
+    #[arg(value_name = "MODEL")]
     dir: PathBuf,
     /// Tokens that prompt and answer share
     #[arg(long, value_name = "N", default_value_t = 4096)]

@@ -10,6 +10,7 @@ mod eval;
 mod inspect;
 mod log;
 mod model;
+mod pack;
 mod perplexity;
 mod serve;
 mod settings;
@@ -42,6 +43,10 @@ enum Command {
     Ask(ask::Ask),
     /// Say what a checkpoint is, what serving it takes, and whether this machine has that
     Inspect(inspect::Inspect),
+    /// Make one file of a checkpoint, to be mapped and used in place
+    Pack(pack::Pack),
+    /// Read a packed model once and compare it with its checksum
+    Verify(pack::Verify),
     /// Measure how well a checkpoint predicts a text
     Perplexity(perplexity::Perplexity),
     /// Measure speed and memory, and how much of this machine they take
@@ -63,6 +68,8 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(settings) => check_config::run(&settings),
         Command::Ask(ask) => ask::run(&ask),
         Command::Inspect(inspect) => inspect::run(&inspect),
+        Command::Pack(pack) => pack::run(&pack),
+        Command::Verify(verify) => pack::verify(&verify),
         Command::Perplexity(perplexity) => perplexity::run(&perplexity),
         Command::Bench(bench) => bench::run(&bench),
         Command::Eval(eval) => eval::run(&eval),

@@ -1,15 +1,18 @@
 //! Flags of the commands that run a model themselves, and what these commands share.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::super::error::Error;
+use crate::engine::checkpoint::source::Source;
 use crate::engine::generate::Engine;
 use crate::engine::kv_cache::KvKind;
+use crate::engine::pack;
 use crate::engine::runner::{Options, Runner};
+use crate::engine::tokenizer::Tokenizer;
 
 /// Form of the KV cache.
 #[derive(Clone, Copy, ValueEnum)]
@@ -23,8 +26,8 @@ pub(super) enum Kv {
 /// A model and how to run it.
 #[derive(Args)]
 pub(super) struct RunModel {
-    /// Directory of the checkpoint
-    #[arg(long, value_name = "DIR")]
+    /// The model: a directory with config.json and model.safetensors, or a packed file
+    #[arg(long, value_name = "MODEL")]
     pub(super) model: PathBuf,
     /// Form of the KV cache
     #[arg(long, value_enum, default_value = "int8")]
@@ -56,6 +59,11 @@ impl RunModel {
     /// Loads the model for `context` positions; 0 takes as many as it was made for.
     pub(super) fn load(&self, context: usize) -> Result<Runner, Error> {
         Runner::load(&self.model, &self.options(context)).map_err(Error::failed)
+    }
+
+    /// Loads the vocabulary alone.
+    pub(super) fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        tokenizer(&self.model)
     }
 
     /// Loads the model with its tokenizer and its template.
@@ -102,4 +110,10 @@ pub(super) fn print(text: &str) -> Result<(), Error> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Error::Unread),
         result => result.map_err(|error| Error::System("cannot write to standard output", error)),
     }
+}
+
+/// The vocabulary of the model at `path`.
+pub(super) fn tokenizer(path: &Path) -> Result<Tokenizer, Error> {
+    let source = Source::open(path).map_err(Error::failed)?;
+    pack::tokenizer(&source).map_err(Error::failed)
 }

@@ -7,7 +7,6 @@ use clap::Args;
 use super::super::error::Error;
 use super::model::{RunModel, print, progress, read};
 use crate::engine::measure;
-use crate::engine::tokenizer::Tokenizer;
 
 /// Largest text.
 const MAX_TEXT: u64 = 1 << 30;
@@ -30,7 +29,7 @@ pub(super) struct Perplexity {
 pub(super) fn run(args: &Perplexity) -> Result<(), Error> {
     let text = String::from_utf8(read(&args.text, MAX_TEXT)?)
         .map_err(|error| Error::Failed(format!("{}: not UTF-8: {}", args.text.display(), error.utf8_error())))?;
-    let tokenizer = Tokenizer::load(&args.model.model.join("tokenizer.json")).map_err(Error::failed)?;
+    let tokenizer = args.model.tokenizer()?;
     let mut runner = args.model.load(args.context as usize)?;
     let tokens = tokenizer.encode_text(&text);
     let bos = runner.config().bos;

@@ -12,7 +12,7 @@ pub(super) struct Settings {
     /// Read this file instead of those below /etc/emberd
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Directory of the checkpoint [model.path]
+    /// The model: a directory or a packed file [model.path]
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
     /// Path of the Unix socket [socket.path]

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
-use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +10,8 @@ use memmap2::Mmap;
 use serde::Deserialize;
 
 use super::error::{CheckpointError, Problem, quote};
-use super::header::{self, Entry};
+use super::header::{self, Entry, Header, Metadata};
+use crate::engine::bytes::Bytes;
 
 /// The one file of a checkpoint that is not sharded.
 pub const MODEL_FILE: &str = "model.safetensors";
@@ -25,21 +25,6 @@ const MAX_SHARDS: usize = 512;
 /// Longest index that is read; a parsed one takes up to ten times its text.
 const MAX_INDEX: usize = 8 << 20;
 
-/// A range of a mapped file. Cheap to clone; the mapping lives as long as its last range.
-#[derive(Clone, Debug)]
-pub struct Bytes {
-    map: Arc<Mmap>,
-    range: Range<usize>,
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.map[self.range.clone()]
-    }
-}
-
 /// A tensor of the checkpoint, in place.
 #[derive(Clone, Debug)]
 pub struct Tensor<'a> {
@@ -52,7 +37,7 @@ pub struct Tensor<'a> {
 }
 
 /// All tensors of a checkpoint by name.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Tensors {
     /// What a missing tensor is missing from: the model file or the index.
     root: PathBuf,
@@ -60,7 +45,7 @@ pub struct Tensors {
     shard_of: HashMap<String, usize>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Shard {
     path: PathBuf,
     map: Arc<Mmap>,
@@ -77,18 +62,16 @@ impl Tensors {
         let single = dir.join(MODEL_FILE);
         let index = dir.join(INDEX_FILE);
         if single.exists() || !index.exists() {
-            let shard = Shard::open(single.clone())?;
-            let shard_of = shard.entries.keys().map(|name| (name.clone(), 0)).collect();
-            return Ok(Tensors { root: single, shards: vec![shard], shard_of });
+            return Ok(Tensors::packed(&single)?.1);
         }
-        let map = parse_index(&read_json(&index, MAX_INDEX)?).map_err(|p| p.in_file(&index))?;
+        let map = parse_index(&read_text(&index, MAX_INDEX)?).map_err(|p| p.in_file(&index))?;
         let mut tensors = Tensors { root: index, shards: Vec::new(), shard_of: HashMap::new() };
         let mut number_of = HashMap::new();
         for (tensor, file) in map {
             let number = match number_of.get(&file) {
                 Some(&number) => number,
                 None => {
-                    tensors.shards.push(Shard::open(dir.join(&file))?);
+                    tensors.shards.push(Shard::open(dir.join(&file))?.1);
                     number_of.insert(file, tensors.shards.len() - 1);
                     tensors.shards.len() - 1
                 }
@@ -103,12 +86,28 @@ impl Tensors {
         Ok(tensors)
     }
 
+    /// Maps the one file `path` and reads its header; also what it says about itself.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or its header is refused.
+    pub fn packed(path: &Path) -> Result<(Metadata, Tensors), CheckpointError> {
+        let (metadata, shard) = Shard::open(path.to_owned())?;
+        let shard_of = shard.entries.keys().map(|name| (name.clone(), 0)).collect();
+        Ok((metadata, Tensors { root: path.to_owned(), shards: vec![shard], shard_of }))
+    }
+
     /// The tensor `name`, if the checkpoint has it.
     pub fn get(&self, name: &str) -> Option<Tensor<'_>> {
         let shard = &self.shards[*self.shard_of.get(name)?];
         let entry = shard.entries.get(name)?;
-        let bytes = Bytes { map: shard.map.clone(), range: entry.start..entry.start + entry.len };
+        let bytes = Bytes::mapped(&shard.map, entry.start..entry.start + entry.len);
         Some(Tensor { file: &shard.path, entry, bytes })
+    }
+
+    /// The names of all tensors, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.shard_of.keys().map(String::as_str)
     }
 
     /// The file to name when a tensor is missing.
@@ -123,15 +122,15 @@ impl Tensors {
 }
 
 impl Shard {
-    fn open(path: PathBuf) -> Result<Shard, CheckpointError> {
+    fn open(path: PathBuf) -> Result<(Metadata, Shard), CheckpointError> {
         let file = open_regular(&path)?;
         let len = file.metadata().map_err(CheckpointError::io(&path, "read its size"))?.len();
         if len == 0 {
             return Err(Problem::whole("a safetensors file", "an empty file").in_file(&path));
         }
         let map = map_read_only(&file).map_err(CheckpointError::io(&path, "map it"))?;
-        let entries = header::parse(&map).map_err(|p| p.in_file(&path))?;
-        Ok(Shard { path, map: Arc::new(map), entries })
+        let Header { entries, metadata } = header::parse(&map).map_err(|p| p.in_file(&path))?;
+        Ok((metadata, Shard { path, map: Arc::new(map), entries }))
     }
 }
 
@@ -155,20 +154,20 @@ fn map_read_only(file: &File) -> std::io::Result<Mmap> {
     unsafe { Mmap::map(file) }
 }
 
-/// The text of a JSON file of at most `max` bytes.
+/// The text of a file of at most `max` bytes.
 ///
 /// # Errors
 ///
 /// The file is missing, not regular, too long or not UTF-8.
-pub(super) fn read_json(path: &Path, max: usize) -> Result<String, CheckpointError> {
+pub(super) fn read_text(path: &Path, max: usize) -> Result<String, CheckpointError> {
     let file = open_regular(path)?;
     let mut text = Vec::new();
     file.take(max as u64 + 1).read_to_end(&mut text).map_err(CheckpointError::io(path, "read it"))?;
     if text.len() > max {
-        return Err(Problem::whole(format!("at most {max} bytes of JSON"), "more").in_file(path));
+        return Err(Problem::whole(format!("at most {max} bytes of text"), "more").in_file(path));
     }
     String::from_utf8(text).map_err(|e| {
-        Problem::whole("JSON in UTF-8", format!("a byte at {} that is not", e.utf8_error().valid_up_to())).in_file(path)
+        Problem::whole("text in UTF-8", format!("a byte at {} that is not", e.utf8_error().valid_up_to())).in_file(path)
     })
 }
 

@@ -118,20 +118,32 @@ impl Entry {
     }
 }
 
+/// `__metadata__`: names and texts.
+pub type Metadata = HashMap<String, String>;
+
+/// The header of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// Tensors by name.
+    pub entries: HashMap<String, Entry>,
+    /// What else the file says about itself.
+    pub metadata: Metadata,
+}
+
 /// Reads the header at the start of `file`, a whole file.
 ///
 /// # Errors
 ///
 /// The length or the JSON is broken, a name stands twice, a type is unknown, shape and bytes disagree, or the tensors do
 /// not cover the data exactly.
-pub fn parse(file: &[u8]) -> Result<HashMap<String, Entry>, Problem> {
+pub fn parse(file: &[u8]) -> Result<Header, Problem> {
     let (json, data_len) = split(file)?;
     let data_start = file.len() - data_len;
     let mut last = String::new();
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let mut raw = Entries { last: &mut last }
+    let (mut raw, metadata) = Entries { last: &mut last }
         .deserialize(&mut deserializer)
-        .and_then(|entries| deserializer.end().map(|()| entries))
+        .and_then(|found| deserializer.end().map(|()| found))
         .map_err(|e| {
             let place = if last.is_empty() { "header".to_owned() } else { format!("header, at {}", quote(&last)) };
             Problem::at(place, "JSON as the safetensors format describes it", quote(&e.to_string()))
@@ -163,7 +175,7 @@ pub fn parse(file: &[u8]) -> Result<HashMap<String, Entry>, Problem> {
             format!("{data_len} bytes"),
         ));
     }
-    Ok(entries)
+    Ok(Header { entries, metadata })
 }
 
 /// The header's JSON and the length of the data after it.
@@ -243,13 +255,13 @@ fn bounded_shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>,
     deserializer.deserialize_seq(Shape)
 }
 
-/// The header's object in file order, without `__metadata__`. `last` tells an error which tensor was being read.
+/// The header's object in file order, `__metadata__` apart. `last` tells an error which tensor was being read.
 struct Entries<'a> {
     last: &'a mut String,
 }
 
 impl<'de> DeserializeSeed<'de> for Entries<'_> {
-    type Value = Vec<(String, RawEntry)>;
+    type Value = (Vec<(String, RawEntry)>, Metadata);
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
@@ -257,21 +269,23 @@ impl<'de> DeserializeSeed<'de> for Entries<'_> {
 }
 
 impl<'de> Visitor<'de> for Entries<'_> {
-    type Value = Vec<(String, RawEntry)>;
+    type Value = (Vec<(String, RawEntry)>, Metadata);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of tensors")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut entries = Vec::new();
+        let (mut entries, mut metadata) = (Vec::new(), Metadata::new());
         while let Some(name) = map.next_key::<String>()? {
             if name.len() > MAX_NAME {
                 return Err(A::Error::custom(format_args!("a tensor name of more than {MAX_NAME} bytes")));
             }
             self.last.clone_from(&name);
             if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
+                metadata.extend(
+                    map.next_value::<HashMap<String, Texts>>()?.into_iter().filter_map(|(k, v)| Some((k, v.0?))),
+                );
                 continue;
             }
             if entries.len() == MAX_TENSORS {
@@ -280,6 +294,24 @@ impl<'de> Visitor<'de> for Entries<'_> {
             entries.push((name, map.next_value()?));
         }
         self.last.clear();
-        Ok(entries)
+        Ok((entries, metadata))
+    }
+}
+
+/// A value of the metadata, if it is the text that the format asks for.
+struct Texts(Option<String>);
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Texts, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Any {
+            Text(String),
+            Other(IgnoredAny),
+        }
+        Ok(Texts(match Any::deserialize(deserializer)? {
+            Any::Text(text) => Some(text),
+            Any::Other(_) => None,
+        }))
     }
 }

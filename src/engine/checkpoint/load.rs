@@ -153,6 +153,9 @@ impl<'a> Loader<'a> {
         let shapes: Vec<&[usize]> = shapes.iter().map(|s| s.as_slice()).collect();
         let scales = self.floats(&format!("{module}.embedding_scale"), &shapes, Sign::Positive)?;
         let blocks = scales.len() / rows;
+        // A token needs one row: reading ahead would fill the memory with rows that nobody asked for.
+        codes.bytes.read_at_random();
+        scales.bytes.read_at_random();
         Ok(Table { codes: codes.bytes, scales, bits, rows, row_len, blocks })
     }
 

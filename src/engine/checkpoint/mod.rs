@@ -13,6 +13,7 @@ pub mod inspect;
 mod load;
 pub mod names;
 pub mod output;
+pub mod source;
 pub mod summary;
 pub mod synth;
 pub mod weights;
@@ -23,6 +24,7 @@ use std::path::Path;
 pub use config::{Config, Kind, LayerConfig, Rope};
 pub use error::{CheckpointError, Problem};
 pub use generation::GenerationDefaults;
+use source::Source;
 pub use weights::{Bf16Matrix, KvWeights, LayerPle, LayerWeights, Linear, Ple, Table, Weights};
 
 /// A checked checkpoint.
@@ -41,27 +43,34 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the Hugging Face directory `dir`: `config.json`, `generation_config.json` if there is one, and
-    /// `model.safetensors` or the shards that `model.safetensors.index.json` lists.
+    /// Opens the model at `path`: a Hugging Face directory with `config.json`, `generation_config.json` if there is one, and
+    /// `model.safetensors` or the shards that `model.safetensors.index.json` lists; or a packed file.
     ///
     /// # Errors
     ///
     /// A file is missing or broken, or a tensor that the text model uses is not as `config.json` says.
-    pub fn open(dir: &Path) -> Result<Checkpoint, CheckpointError> {
-        let kind = std::fs::metadata(dir).map_err(CheckpointError::io(dir, "open it"))?;
-        if !kind.is_dir() {
-            return Err(Problem::whole("a directory with config.json and model.safetensors", "a file").in_file(dir));
-        }
-        let file = dir.join("config.json");
-        let config = Config::parse(&files::read_json(&file, fields::MAX_JSON)?).map_err(|p| p.in_file(&file))?;
-        let file = dir.join("generation_config.json");
-        // A link that leads nowhere is a file that is missing, not one that was never there.
-        let generation = match std::fs::symlink_metadata(&file) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => GenerationDefaults::without_file(&config),
-            _ => GenerationDefaults::parse(&files::read_json(&file, fields::MAX_JSON)?, &config)
-                .map_err(|p| p.in_file(&file))?,
+    pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
+        Checkpoint::load(&Source::open(path)?)
+    }
+
+    /// As [`Checkpoint::open`], of a source that is open.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn load(source: &Source) -> Result<Checkpoint, CheckpointError> {
+        let file = source.place("config.json");
+        let text = match source.text("config.json", fields::MAX_JSON)? {
+            Some(text) => text,
+            None => files::read_text(&file, 0)?,
         };
-        let tensors = files::Tensors::open(dir)?;
+        let config = Config::parse(&text).map_err(|p| p.in_file(&file))?;
+        let generation = match source.text("generation_config.json", fields::MAX_JSON)? {
+            None => GenerationDefaults::without_file(&config),
+            Some(text) => GenerationDefaults::parse(&text, &config)
+                .map_err(|p| p.in_file(&source.place("generation_config.json")))?,
+        };
+        let tensors = source.tensors()?;
         let prefix = load::prefix(&tensors);
         let weights = load::weights(&config, &tensors, prefix)?;
         Ok(Checkpoint { config, generation, weights, prefix, file_bytes: tensors.file_bytes() })

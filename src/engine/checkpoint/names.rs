@@ -83,3 +83,26 @@ impl Projection {
         }
     }
 }
+
+/// Whether the text model uses the tensor `name`. The published files have keys and values for layers that share another
+/// layer's cache, too; nothing reads them.
+pub fn is_used(config: &Config, prefix: &str, name: &str) -> bool {
+    const OUTSIDE: [&str; 5] = [
+        "embed_tokens.",
+        "embed_tokens_per_layer.",
+        "per_layer_model_projection.",
+        "per_layer_projection_norm.",
+        "norm.",
+    ];
+    if name.starts_with("lm_head.") {
+        return true;
+    }
+    let Some(rest) = name.strip_prefix(prefix) else { return false };
+    let Some((layer, part)) = rest.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) else {
+        return OUTSIDE.iter().any(|module| rest.starts_with(module));
+    };
+    let layer = layer.parse().ok().and_then(|i: usize| config.layers.get(i));
+    layer.is_some_and(|layer| {
+        layer.owns_cache || !(part.starts_with("self_attn.k_") || part.starts_with("self_attn.v_"))
+    })
+}

@@ -22,12 +22,15 @@ pub fn atomically(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::R
     result
 }
 
-/// Writes the header for tensors `(name, dtype, shape, bytes)` whose data follow in this order without gaps.
+/// Writes the header for tensors `(name, dtype, shape, bytes)` whose data follow in this order without gaps; they begin at a
+/// multiple of `align`, itself a multiple of 8.
 pub fn header<'a>(
+    metadata: Value,
+    align: u64,
     tensors: impl Iterator<Item = (&'a str, &'a str, &'a [usize], u64)>,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
+    let mut header = Map::from_iter([("__metadata__".to_owned(), metadata)]);
     let mut offset = 0;
     for (name, dtype, shape, bytes) in tensors {
         let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + bytes]});
@@ -35,8 +38,8 @@ pub fn header<'a>(
         offset += bytes;
     }
     let mut header = Value::Object(header).to_string();
-    // The format wants data that starts at a multiple of 8.
-    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let end = header.len() + 8;
+    header.push_str(&" ".repeat(end.next_multiple_of(align as usize) - end));
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(header.as_bytes())
 }

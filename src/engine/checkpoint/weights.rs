@@ -1,6 +1,6 @@
 //! The weights as the model uses them: codes in place in the mapped file, small vectors as `f32`.
 
-use super::files::Bytes;
+use crate::engine::bytes::Bytes;
 use crate::kernels::contract::{Bits, Codes};
 
 /// A quantized projection, `[n, k]`: `y = round_clip(W · round_clip(x, input_step), output_step)`.

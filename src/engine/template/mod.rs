@@ -101,6 +101,12 @@ pub struct ChatTemplate {
 
 const NAME: &str = "chat";
 
+/// The template of a checkpoint directory.
+pub const TEMPLATE: &str = "chat_template.jinja";
+
+/// What names the special tokens, and in older directories holds the template.
+pub const CONFIG: &str = "tokenizer_config.json";
+
 impl ChatTemplate {
     /// The template of a checkpoint directory: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`,
     /// else the plain turn format.
@@ -109,10 +115,21 @@ impl ChatTemplate {
     ///
     /// A file is there and cannot be read, is too large, or is not Jinja or JSON.
     pub fn load(dir: &Path) -> Result<ChatTemplate, TemplateError> {
-        let mut path = dir.join("chat_template.jinja");
-        let mut source = read(&path)?;
-        let config_path = dir.join("tokenizer_config.json");
-        let config = match read(&config_path)? {
+        ChatTemplate::from_texts(dir, read(&dir.join(TEMPLATE))?, read(&dir.join(CONFIG))?)
+    }
+
+    /// As [`ChatTemplate::load`], of the texts of the two files of `dir`.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn from_texts(
+        dir: &Path,
+        mut source: Option<String>,
+        config: Option<String>,
+    ) -> Result<ChatTemplate, TemplateError> {
+        let (mut path, config_path) = (dir.join(TEMPLATE), dir.join(CONFIG));
+        let config = match config {
             None => serde_json::Value::Null,
             Some(text) => serde_json::from_str(&text).map_err(|error| TemplateError::File {
                 path: config_path.clone(),

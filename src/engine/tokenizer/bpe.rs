@@ -4,7 +4,9 @@
 //! stale still counts when the pair that stands there now gives the same token.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
+
+use crate::engine::bytes::Bytes;
 
 const NONE: u32 = u32::MAX;
 
@@ -19,13 +21,13 @@ pub(super) struct Merge {
 /// All rules, grouped by their left token and sorted by their right one.
 pub(super) struct Merges {
     /// Rules of left token `t` are `rules[starts[t]..starts[t + 1]]`.
-    starts: Vec<u32>,
-    rules: Vec<Rule>,
+    pub(super) starts: Bytes,
+    /// Three words each: right, rank, merged.
+    pub(super) rules: Bytes,
 }
 
 #[derive(Clone, Copy)]
 struct Rule {
-    right: u32,
     rank: u32,
     merged: u32,
 }
@@ -43,24 +45,52 @@ impl Merges {
         for token in 0..vocab_size {
             starts[token + 1] += starts[token];
         }
-        let rules =
-            ranked.into_iter().map(|(rank, Merge { right, merged, .. })| Rule { right, rank, merged }).collect();
-        Merges { starts, rules }
+        let rules = ranked.into_iter().flat_map(|(rank, Merge { right, merged, .. })| [right, rank, merged]).collect();
+        Merges { starts: starts.into_iter().collect(), rules }
     }
 
-    fn get(&self, left: u32, right: u32) -> Option<&Rule> {
+    fn get(&self, left: u32, right: u32) -> Option<Rule> {
         let left = left as usize;
-        let rules = &self.rules[self.starts[left] as usize..self.starts[left + 1] as usize];
-        rules.binary_search_by_key(&right, |rule| rule.right).ok().map(|at| &rules[at])
+        let (start, end) = (self.starts.word(left)? as usize, self.starts.word(left + 1)? as usize);
+        let rules = self.rules.as_chunks::<12>().0.get(start..end)?;
+        let word = |rule: &[u8; 12], i: usize| u32::from_le_bytes(rule.as_chunks().0[i]);
+        let at = rules.binary_search_by_key(&right, |rule| word(rule, 0)).ok()?;
+        Some(Rule { rank: word(&rules[at], 1), merged: word(&rules[at], 2) })
     }
 }
 
 /// Tokens that the merges start from.
 pub(super) struct Symbols {
-    /// Tokens of one character. The space is looked up as `▁`.
-    pub(super) chars: HashMap<char, u32>,
+    /// Tokens of one character, two words each: character, token; sorted. The space is looked up as `▁`.
+    pub(super) chars: Bytes,
+    /// The same for ASCII, [`NONE`] where there is none.
+    ascii: [u32; 128],
     /// `<0x00>` to `<0xFF>`, for characters that have no token.
     pub(super) bytes: [u32; 256],
+}
+
+impl Symbols {
+    pub(super) fn new(chars: Bytes, bytes: [u32; 256]) -> Symbols {
+        let mut symbols = Symbols { chars, ascii: [NONE; 128], bytes };
+        for char in 0..128_u8 {
+            symbols.ascii[char as usize] = symbols.look_up(char.into()).unwrap_or(NONE);
+        }
+        symbols
+    }
+
+    fn get(&self, char: char) -> Option<u32> {
+        match self.ascii.get(char as usize) {
+            Some(&token) => (token != NONE).then_some(token),
+            None => self.look_up(char),
+        }
+    }
+
+    fn look_up(&self, char: char) -> Option<u32> {
+        let chars = self.chars.as_chunks::<8>().0;
+        let word = |entry: &[u8; 8], i: usize| u32::from_le_bytes(entry.as_chunks().0[i]);
+        let at = chars.binary_search_by_key(&(char as u32), |entry| word(entry, 0)).ok()?;
+        Some(word(&chars[at], 1))
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -92,8 +122,8 @@ fn merge(text: &str, symbols: &Symbols, merges: &Merges, ids: &mut Vec<u32>) {
     };
     for char in text.chars() {
         let char = if char == ' ' { '▁' } else { char };
-        match symbols.chars.get(&char) {
-            Some(token) => push(*token),
+        match symbols.get(char) {
+            Some(token) => push(token),
             None => char.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| push(symbols.bytes[byte as usize])),
         }
     }

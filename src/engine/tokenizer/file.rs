@@ -234,28 +234,34 @@ fn tables(file: File) -> Result<Tokenizer, String> {
         }
     }
 
-    let mut symbols = Symbols { chars: HashMap::new(), bytes: [0; 256] };
+    let mut fallback = [0; 256];
     for byte in 0..=255 {
         let name = format!("<0x{byte:02X}>");
         let id = ids.get(&*name).filter(|id| !is_control(**id));
-        symbols.bytes[byte as usize] = *id.ok_or_else(|| format!("byte fallback token {name} is missing"))?;
+        fallback[byte as usize] = *id.ok_or_else(|| format!("byte fallback token {name} is missing"))?;
     }
-    let mut bytes = Vec::new();
-    let mut ends = Vec::with_capacity(vocab_size);
+    let (mut text, mut ends, mut chars) = (Vec::new(), Vec::with_capacity(vocab_size), Vec::new());
     for (id, name) in names.iter().enumerate() {
-        let mut chars = name.chars();
-        if let (Some(char), None, false) = (chars.next(), chars.next(), is_control(id as u32)) {
-            symbols.chars.insert(char, id as u32);
+        let mut spelling = name.chars();
+        if let (Some(char), None, false) = (spelling.next(), spelling.next(), is_control(id as u32)) {
+            chars.push([char as u32, id as u32]);
         }
         match byte_of(name) {
-            Some(byte) => bytes.push(byte),
-            None => bytes.extend_from_slice(name.replace('▁', " ").as_bytes()),
+            Some(byte) => text.push(byte),
+            None => text.extend_from_slice(name.replace('▁', " ").as_bytes()),
         }
-        ends.push(bytes.len() as u32);
+        ends.push(text.len() as u32);
     }
-    bytes.shrink_to_fit();
-    symbols.chars.shrink_to_fit();
-    Ok(Tokenizer { bytes, ends, control, control_ids, added, symbols, merges: Merges::new(merges, vocab_size) })
+    chars.sort_unstable();
+    Ok(Tokenizer {
+        text: text.into(),
+        ends: ends.into_iter().collect(),
+        control,
+        control_ids,
+        added,
+        symbols: Symbols::new(chars.into_iter().flatten().collect(), fallback),
+        merges: Merges::new(merges, vocab_size),
+    })
 }
 
 /// Whether an added token that isn't special stands for text: white space, or a mark-up tag such as `<h1>`, `</td>`.

@@ -77,7 +77,7 @@ fn write_file(
 
 fn write_tensors(plans: &[Plan], seed: u64, out: &mut impl Write) -> std::io::Result<()> {
     let tensors = plans.iter().map(|plan| (plan.name.as_str(), plan.dtype, plan.shape.as_slice(), plan.bytes()));
-    output::header(tensors, out)?;
+    output::header(json!({"format": "pt"}), 8, tensors, out)?;
     for (i, plan) in plans.iter().enumerate() {
         let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(i as u64));
         plan.fill.write(plan.shape.iter().product(), &mut rng, out)?;

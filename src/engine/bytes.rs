@@ -1,0 +1,71 @@
+//! Read-only bytes that are shared: a range of a mapped file, or memory.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use memmap2::{Advice, Mmap};
+
+/// Cheap to clone; the mapping lives as long as its last range.
+#[derive(Clone, Debug)]
+pub struct Bytes(Repr);
+
+#[derive(Clone, Debug)]
+enum Repr {
+    Mapped(Arc<Mmap>, Range<usize>),
+    Owned(Arc<[u8]>),
+}
+
+impl Bytes {
+    /// `range` of `map`.
+    ///
+    /// # Panics
+    ///
+    /// When the range is not inside the map.
+    pub fn mapped(map: &Arc<Mmap>, range: Range<usize>) -> Bytes {
+        assert!(range.start <= range.end && range.end <= map.len(), "{range:?} of {} bytes", map.len());
+        Bytes(Repr::Mapped(map.clone(), range))
+    }
+
+    /// Tells the kernel that these are read here and there, so that it reads no more than what is asked for. A hint: what the
+    /// system makes of it changes no result.
+    pub fn read_at_random(&self) {
+        if let Repr::Mapped(map, range) = &self.0
+            && let Err(error) = map.advise_range(Advice::Random, range.start, range.len())
+        {
+            tracing::debug!("madvise: {error}");
+        }
+    }
+
+    /// The 32-bit little-endian word `i`; `None` past the end.
+    pub fn word(&self, i: usize) -> Option<u32> {
+        self.as_chunks().0.get(i).map(|&word| u32::from_le_bytes(word))
+    }
+
+    /// Number of whole 32-bit words.
+    pub fn words(&self) -> usize {
+        self.len() / 4
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Repr::Mapped(map, range) => &map[range.clone()],
+            Repr::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Bytes {
+        Bytes(Repr::Owned(bytes.into()))
+    }
+}
+
+impl FromIterator<u32> for Bytes {
+    fn from_iter<T: IntoIterator<Item = u32>>(words: T) -> Bytes {
+        words.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>().into()
+    }
+}
