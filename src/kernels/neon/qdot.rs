@@ -31,27 +31,20 @@ pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &
     let len = tiles::check::<BITS>(&rows, token, stride);
     // A vector of 16 packed bytes puts two products of every plane into each sum.
     let batch = 16 * (products::<BITS>() / (2 * (8 / BITS)));
+    let whole = len / 16 * 16;
     let mut sums = [vdupq_n_s32(0); R];
     let mut at = 0;
-    while at < len {
-        let end = len.min(at + batch);
+    while at < whole {
+        let end = whole.min(at + batch);
         let mut shorts = [vdupq_n_s16(0); R];
         while at < end {
             prefetch(&rows, at);
             let q = load_q::<BITS>(token, stride, at);
             for r in 0..R {
-                let codes = if at + 16 <= len {
-                    // SAFETY: as just compared; `len` is the length of every row.
-                    #[allow(unsafe_code)]
-                    unsafe {
-                        vld1q_u8(rows[r].as_ptr().add(at))
-                    }
-                } else {
-                    last_codes(rows[r], at)
-                };
-                for (p, codes) in fields::<BITS>(codes).into_iter().enumerate().take(8 / BITS) {
-                    (sums[r], shorts[r]) = multiply::<BITS>(sums[r], shorts[r], codes, q[p]);
-                }
+                // SAFETY: `at + 16 <= whole`, and `len` is the length of every row.
+                #[allow(unsafe_code)]
+                let codes = unsafe { vld1q_u8(rows[r].as_ptr().add(at)) };
+                (sums[r], shorts[r]) = step::<BITS>(sums[r], shorts[r], codes, q);
             }
             at += 16;
         }
@@ -59,7 +52,32 @@ pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &
             sums[r] = vpadalq_s16(sums[r], shorts[r]);
         }
     }
-    sums.map(|sum| vaddvq_s32(sum))
+    let mut totals = [0; R];
+    for r in 0..R {
+        if whole < len {
+            let q = load_q::<BITS>(token, stride, whole);
+            let (sum, short) = step::<BITS>(sums[r], vdupq_n_s16(0), last_codes(rows[r], whole), q);
+            sums[r] = vpadalq_s16(sum, short);
+        }
+        totals[r] = vaddvq_s32(sums[r]);
+    }
+    totals
+}
+
+/// 16 packed bytes of a row with their activations.
+#[inline]
+#[target_feature(enable = "neon")]
+fn step<const BITS: usize>(
+    sum: int32x4_t,
+    short: int16x8_t,
+    codes: uint8x16_t,
+    q: [int8x16_t; 4],
+) -> (int32x4_t, int16x8_t) {
+    let (mut sum, mut short) = (sum, short);
+    for (codes, q) in fields::<BITS>(codes).into_iter().zip(q).take(8 / BITS) {
+        (sum, short) = multiply::<BITS>(sum, short, codes, q);
+    }
+    (sum, short)
 }
 
 /// 16 products: of few bits into the int16 sums, of 8 bits into the int32 ones.
