@@ -1,9 +1,21 @@
 //! Read-only bytes that are shared: a range of a mapped file, or memory.
 
+use std::fs::File;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use memmap2::{Advice, Mmap};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
+
+/// Maps all of `file`, read-only.
+#[allow(unsafe_code)]
+pub fn map(file: &File) -> std::io::Result<Arc<Mmap>> {
+    // SAFETY: the mapping is read-only, so nothing in this process writes to it; but the kernel does not
+    // stop another process from doing so. Whoever installs checkpoints guarantees that: files are put in place by
+    // rename and never changed afterwards. Should one be overwritten, codes and scales change under checks that were
+    // made at start, which gives wrong numbers and touches no other memory: no length or offset that was read
+    // from the mapping is used unchecked. Should one be truncated, the next touch raises SIGBUS and the service restarts.
+    unsafe { Mmap::map(file) }.map(Arc::new)
+}
 
 /// Cheap to clone; the mapping lives as long as its last range.
 #[derive(Clone, Debug)]
@@ -33,6 +45,19 @@ impl Bytes {
             && let Err(error) = map.advise_range(Advice::Random, range.start, range.len())
         {
             tracing::debug!("madvise: {error}");
+        }
+    }
+
+    /// Takes mapped pages out of this process's memory; they come back from the page cache when they are read.
+    #[allow(unsafe_code)]
+    pub fn release(&self) {
+        if let Repr::Mapped(map, range) = &self.0 {
+            // SAFETY: the mapping is of a file, shared and read-only: what is dropped is a view of the page cache, and
+            // the next read finds the same bytes.
+            let released = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+            if let Err(error) = released {
+                tracing::debug!("madvise: {error}");
+            }
         }
     }
 

@@ -46,7 +46,7 @@ impl Compute {
         y.resize(tokens * w.n, 0.0);
         let codes = w.codes();
         if w.input_step == 0.0 {
-            return self.tiles(w.n, tokens, y, |rows, _, acc| {
+            return self.tiles(w.n, tokens, y, |rows, _, _, acc| {
                 self.kernels.dots_f32(codes.slice(rows.clone()), x, acc);
                 for (acc, scale) in acc.iter_mut().zip(w.scales[rows].iter().cycle()) {
                     *acc = round_clip(*acc * scale, w.output_step);
@@ -55,6 +55,35 @@ impl Compute {
         }
         let planes = self.quantize(w, x, quantized);
         self.project(w, planes, y);
+    }
+
+    /// `y[t] = gelu(gate · x[t]) ⊙ (up · x[t])`, in one go over both when they round `x` in the same way; `spare` is memory for
+    /// the case that they do not.
+    pub fn gated(
+        &self,
+        [gate, up]: [&Linear; 2],
+        x: &[f32],
+        y: &mut Vec<f32>,
+        spare: &mut Vec<f32>,
+        quantized: &mut Quantized,
+    ) {
+        let kinds = [Projection::Gate, Projection::Up];
+        if !rounds_alike(gate, up) {
+            self.linear(kinds[0], gate, x, y, quantized);
+            self.linear(kinds[1], up, x, spare, quantized);
+            return self.gelu_mul(y, spare);
+        }
+        let planes = self.quantize(gate, x, quantized);
+        let tokens = planes.tokens();
+        kinds.into_iter().for_each(|kind| self.stats.projected(kind, tokens));
+        y.resize(tokens * gate.n, 0.0);
+        self.tiles(gate.n, tokens, y, |rows, sums, other, acc| {
+            for (w, out) in [(gate, &mut *acc), (up, &mut *other)] {
+                self.kernels.dots(w.codes().slice(rows.clone()), planes, sums);
+                self.kernels.requantize(sums, &w.scales[rows.clone()], w.input_step, w.output_step, out);
+            }
+            self.kernels.gelu_mul(acc, other);
+        });
     }
 
     /// Two projections of the same `x`, which is rounded once when both round it in the same way.
@@ -66,7 +95,7 @@ impl Compute {
         y: [&mut Vec<f32>; 2],
         quantized: &mut Quantized,
     ) {
-        if w[0].input_step == 0.0 || w[0].input_step != w[1].input_step || w[0].bits != w[1].bits {
+        if !rounds_alike(w[0], w[1]) {
             for ((kind, w), y) in kinds.into_iter().zip(w).zip(y) {
                 self.linear(kind, w, x, y, quantized);
             }
@@ -83,7 +112,7 @@ impl Compute {
     /// `y[t] = round_clip(W · x[t], s_out)` of activations that are rounded already.
     fn project(&self, w: &Linear, planes: Planes<'_>, y: &mut [f32]) {
         let (codes, tokens) = (w.codes(), planes.tokens());
-        self.tiles(w.n, tokens, y, |rows, sums, acc| {
+        self.tiles(w.n, tokens, y, |rows, sums, _, acc| {
             self.kernels.dots(codes.slice(rows.clone()), planes, sums);
             self.kernels.requantize(sums, &w.scales[rows], w.input_step, w.output_step, acc);
         });
@@ -94,28 +123,29 @@ impl Compute {
         let (tokens, k) = (x.len() / w.k, w.k);
         y.resize(tokens * rows.len(), 0.0);
         let data = &w.data()[rows.start * k..rows.end * k];
-        self.tiles(rows.len(), tokens, y, |tile, _, acc| {
+        self.tiles(rows.len(), tokens, y, |tile, _, _, acc| {
             self.kernels.dots_bf16(&data[tile.start * k..tile.end * k], k, x, acc);
         });
     }
 
     /// Splits `n` output rows over the workers and, within a worker, into tiles of [`TILE`] sums. `tile` fills the last of its
-    /// arguments, `[tokens, rows]`, which lands in `y` `[tokens, n]`; the one before it is for its own use.
+    /// arguments, `[tokens, rows]`, which lands in `y` `[tokens, n]`; the two before it are for its own use.
     fn tiles(
         &self,
         n: usize,
         tokens: usize,
         y: &mut [f32],
-        tile: impl Fn(Range<usize>, &mut [i32], &mut [f32]) + Sync,
+        tile: impl Fn(Range<usize>, &mut [i32], &mut [f32], &mut [f32]) + Sync,
     ) {
         assert!((1..=MAX_BATCH).contains(&tokens), "a batch of {tokens} tokens");
         let height = (TILE / tokens).clamp(GRANULE, MAX_ROWS) / GRANULE * GRANULE;
         self.pool.rows_into(y, n, GRANULE, |_, rows, out| {
-            let (mut sums, mut acc) = ([0i32; TILE], [0f32; TILE]);
+            let (mut sums, mut other, mut acc) = ([0i32; TILE], [0f32; TILE], [0f32; TILE]);
             for start in rows.clone().step_by(height) {
                 let range = start..rows.end.min(start + height);
                 let (len, at) = (range.len(), start - rows.start);
-                tile(range, &mut sums[..len * tokens], &mut acc[..len * tokens]);
+                let used = ..len * tokens;
+                tile(range, &mut sums[used], &mut other[used], &mut acc[used]);
                 for (t, acc) in acc.chunks_exact(len).enumerate().take(tokens) {
                     out.row(t)[at..at + len].copy_from_slice(acc);
                 }
@@ -140,10 +170,16 @@ impl Compute {
 
     /// RMSNorm of each row of `x` `[rows, weight.len()]` in place; the weight is used as it stands (no `1 +`).
     pub fn rms_norm(&self, x: &mut [f32], weight: &[f32], eps: f32) {
+        self.rms_norm_then(x, weight, eps, |_, _| ());
+    }
+
+    /// As [`Compute::rms_norm`], and then `after(row, number)` of each row.
+    pub fn rms_norm_then(&self, x: &mut [f32], weight: &[f32], eps: f32, after: impl Fn(&mut [f32], usize) + Sync) {
         let kernels = self.kernels;
-        self.pool.items_into(x, weight.len(), |_, _, row| {
+        self.pool.items_into(x, weight.len(), |_, i, row| {
             let r = inverse_rms(kernels, row, eps);
             row.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * r * w);
+            after(row, i);
         });
     }
 
@@ -164,6 +200,11 @@ impl Compute {
             self.kernels.gelu_mul(gate, &up[i * item..][..item]);
         });
     }
+}
+
+/// Whether what is rounded for one of them serves the other.
+fn rounds_alike(a: &Linear, b: &Linear) -> bool {
+    a.input_step != 0.0 && a.input_step == b.input_step && a.bits == b.bits && a.n == b.n
 }
 
 fn inverse_rms(kernels: &dyn Kernels, row: &[f32], eps: f32) -> f32 {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::error::{CheckpointError, Problem, quote};
 use super::header::{self, Entry, Header, Metadata};
-use crate::engine::bytes::Bytes;
+use crate::engine::bytes::{self, Bytes};
 
 /// The one file of a checkpoint that is not sharded.
 pub const MODEL_FILE: &str = "model.safetensors";
@@ -128,9 +128,9 @@ impl Shard {
         if len == 0 {
             return Err(Problem::whole("a safetensors file", "an empty file").in_file(&path));
         }
-        let map = map_read_only(&file).map_err(CheckpointError::io(&path, "map it"))?;
+        let map = bytes::map(&file).map_err(CheckpointError::io(&path, "map it"))?;
         let Header { entries, metadata } = header::parse(&map).map_err(|p| p.in_file(&path))?;
-        Ok((metadata, Shard { path, map: Arc::new(map), entries }))
+        Ok((metadata, Shard { path, map, entries }))
     }
 }
 
@@ -141,17 +141,6 @@ fn open_regular(path: &Path) -> Result<File, CheckpointError> {
         return Err(Problem::whole("a regular file", "a directory or a special file").in_file(path));
     }
     File::open(path).map_err(CheckpointError::io(path, "open it"))
-}
-
-/// Maps all of `file`.
-#[allow(unsafe_code)]
-fn map_read_only(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the mapping is private and read-only, so nothing in this process writes to it; but the kernel does not
-    // stop another process from doing so. Whoever installs checkpoints guarantees that: files are put in place by
-    // rename and never changed afterwards. Should one be overwritten, codes and scales change under checks that were
-    // made at start, which gives wrong numbers and touches no other memory: no length or offset is read from the
-    // mapping after `header::parse`. Should one be truncated, the next touch raises SIGBUS and the service restarts.
-    unsafe { Mmap::map(file) }
 }
 
 /// The text of a file of at most `max` bytes.

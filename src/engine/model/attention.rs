@@ -15,11 +15,11 @@ pub(super) fn append_kv(on: &Compute, net: &Checkpoint, act: &mut Activations, c
     let _timer = on.stats.time(Stage::QueryKeyValueOutput);
     let (kinds, weights) = ([Projection::Key, Projection::Value], [&kv.k_proj, &kv.v_proj]);
     on.linear_pair(kinds, weights, &act.x, [&mut act.k, &mut act.v], &mut act.quantized);
-    on.rms_norm(&mut act.k, &kv.k_norm, eps);
-    on.rms_norm_plain(&mut act.v, shape.head_dim, eps);
     let mut k = std::mem::take(&mut act.k);
-    act.rotation(shape.kind).apply(&mut k);
+    let rotation = act.rotation(shape.kind);
+    on.rms_norm_then(&mut k, &kv.k_norm, eps, |head, i| rotation.turn(i / shape.kv_heads, head));
     act.k = k;
+    on.rms_norm_plain(&mut act.v, shape.head_dim, eps);
     let row = shape.kv_heads * shape.head_dim;
     for ((&position, k), v) in act.positions.iter().zip(act.k.chunks_exact(row)).zip(act.v.chunks_exact(row)) {
         cache.put(i, position, k, v, kv.k_step, kv.v_step);
@@ -31,9 +31,8 @@ pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, c
     let (layer, shape) = (&net.weights.layers[i], &net.config.layers[i]);
     let timer = on.stats.time(Stage::QueryKeyValueOutput);
     on.linear(Projection::Query, &layer.q_proj, &act.x, &mut act.q, &mut act.quantized);
-    on.rms_norm(&mut act.q, &layer.q_norm, net.config.eps);
-    let mut q = std::mem::take(&mut act.q);
-    act.rotation(shape.kind).apply(&mut q);
+    let (mut q, rotation) = (std::mem::take(&mut act.q), act.rotation(shape.kind));
+    on.rms_norm_then(&mut q, &layer.q_norm, net.config.eps, |head, i| rotation.turn(i / net.config.heads, head));
     drop(timer);
 
     let timer = on.stats.time(Stage::Attention);

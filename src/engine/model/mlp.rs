@@ -9,8 +9,6 @@ use crate::stats::{Projection, Stage};
 pub(super) fn mlp(on: &Compute, net: &Checkpoint, act: &mut Activations, i: usize) {
     let _timer = on.stats.time(Stage::Mlp);
     let layer = &net.weights.layers[i];
-    let (kinds, weights) = ([Projection::Gate, Projection::Up], [&layer.gate_proj, &layer.up_proj]);
-    on.linear_pair(kinds, weights, &act.x, [&mut act.gate, &mut act.up], &mut act.quantized);
-    on.gelu_mul(&mut act.gate, &act.up);
+    on.gated([&layer.gate_proj, &layer.up_proj], &act.x, &mut act.gate, &mut act.up, &mut act.quantized);
     on.linear(Projection::Down, &layer.down_proj, &act.gate, &mut act.x, &mut act.quantized);
 }

@@ -38,17 +38,12 @@ impl Rotation {
         }
     }
 
-    /// Turns `x` `[T, heads, d]` in place. Pairs past the rotated ones stay as they are ("proportional" RoPE).
-    pub(super) fn apply(&self, x: &mut [f32]) {
-        let (Some(rope), false) = (self.rope, self.positions.is_empty()) else { return };
-        let per_token = x.len() / self.positions.len();
-        for (x, turns) in x.chunks_exact_mut(per_token).zip(self.turns.chunks_exact(rope.rotary)) {
-            for head in x.chunks_exact_mut(rope.head_dim) {
-                let (low, high) = head.split_at_mut(rope.head_dim / 2);
-                for ((a, b), &(cos, sin)) in low.iter_mut().zip(high).zip(turns) {
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
-            }
+    /// Turns one head `[d]` of token `t` in place. Pairs past the rotated ones stay as they are ("proportional" RoPE).
+    pub(super) fn turn(&self, t: usize, head: &mut [f32]) {
+        let Some(rope) = self.rope else { return };
+        let (low, high) = head.split_at_mut(rope.head_dim / 2);
+        for ((a, b), &(cos, sin)) in low.iter_mut().zip(high).zip(&self.turns[t * rope.rotary..][..rope.rotary]) {
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
         }
     }
 }
@@ -64,7 +59,7 @@ mod tests {
         rotation.set(&rope, &[0, 3]);
         let start: Vec<f32> = (0..32).map(|i| i as f32).collect();
         let mut x = start.clone();
-        rotation.apply(&mut x);
+        x.chunks_exact_mut(16).enumerate().for_each(|(t, head)| rotation.turn(t, head));
         assert_eq!(x[..16], start[..16], "position 0");
         let (sin, cos) = 3f64.sin_cos();
         assert!((f64::from(x[16]) - (16.0 * cos - 24.0 * sin)).abs() < 1e-5);
@@ -72,7 +67,7 @@ mod tests {
         assert_eq!(x[18..24], start[18..24]);
         rotation.drop_first(1);
         let mut last = start[16..].to_vec();
-        rotation.apply(&mut last);
+        rotation.turn(0, &mut last);
         assert_eq!(last, x[16..]);
     }
 }
