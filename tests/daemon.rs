@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -280,6 +281,47 @@ fn interrupting_ask_takes_the_request_back() {
     daemon.wait_journal("end @hold Ok(Cancelled)");
     let status = wait_for("the end of ask", || child.try_wait().unwrap());
     assert!(status.code() == Some(130) || status.signal() == Some(2), "{status:?}");
+}
+
+/// That `program` finds nothing wrong with `file`; skipped, except in CI, where there is no such program.
+fn accepts(program: &str, args: &[&str], file: &Path) {
+    let output = Command::new(program).args(args).arg(file).output();
+    match output {
+        Ok(output) => {
+            assert!(output.status.success(), "{program}: {}{}", text(&output.stdout), text(&output.stderr));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            assert!(std::env::var_os("CI").is_none(), "{program} is missing");
+            println!("skipped: {program} is missing");
+        }
+        Err(error) => panic!("{program}: {error}"),
+    }
+}
+
+#[test]
+fn shells_and_man_take_what_is_made_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for (shell, flag) in [("bash", "--max-tokens"), ("zsh", "--max-tokens"), ("fish", "max-tokens")] {
+        let script = text(&emberd(&["completions", shell]).output().unwrap().stdout);
+        assert!(script.contains(flag) && script.contains("check-config"), "{shell}");
+        let file = dir.path().join(shell);
+        fs::write(&file, script).unwrap();
+        accepts(shell, &["-n"], &file);
+    }
+    let pages = dir.path().join("man");
+    assert!(emberd(&["man", pages.to_str().unwrap()]).output().unwrap().status.success());
+    let help = text(&emberd(&["--help"]).output().unwrap().stdout);
+    let commands = help.split_once("Commands:").unwrap().1.split_once("Options:").unwrap().0;
+    let names = commands.lines().filter_map(|line| line.split_whitespace().next());
+    let names: Vec<&str> = names.filter(|name| *name != "help").collect();
+    assert!(names.len() > 10, "{names:?}");
+    for name in names {
+        let file = pages.join(format!("emberd-{name}.1"));
+        let page = fs::read_to_string(&file).unwrap();
+        assert!(page.contains(&format!(".TH EMBERD-{} 1", name.to_uppercase())), "{name}: {page}");
+        accepts("mandoc", &["-T", "lint", "-W", "error"], &file);
+    }
+    assert!(fs::read_to_string(pages.join("emberd.1")).unwrap().contains("Exit codes"));
 }
 
 #[test]

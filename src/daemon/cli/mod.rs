@@ -14,10 +14,11 @@ mod pack;
 mod perplexity;
 mod serve;
 mod settings;
+mod shell;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::settings::Settings;
 use super::error::Error;
@@ -56,6 +57,10 @@ enum Command {
     /// Show the daemon at work: its own socket, its own broker, a few prompts
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
+    /// Print what a shell needs to complete emberd's commands and flags
+    Completions(shell::Completions),
+    /// Write the manual pages
+    Man(shell::Man),
     /// Run parts of the engine one by one
     #[command(subcommand)]
     Debug(debug::Debug),
@@ -75,6 +80,8 @@ pub fn main() -> ExitCode {
         Command::Eval(eval) => eval::run(&eval),
         #[cfg(feature = "demo")]
         Command::Demo(demo) => demo::run(&demo),
+        Command::Completions(completions) => shell::completions(&completions, Cli::command()),
+        Command::Man(man) => shell::man(&man, Cli::command()),
         Command::Debug(debug) => debug::run(&debug),
     };
     match result {
