@@ -2,19 +2,36 @@
 
 use std::fs::File;
 use std::ops::{Deref, Range};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
+/// A file in memory, as far as it is touched.
+#[derive(Debug)]
+pub struct Mapping {
+    map: Mmap,
+    file: File,
+}
+
+impl Deref for Mapping {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
 /// Maps all of `file`, read-only.
 #[allow(unsafe_code)]
-pub fn map(file: &File) -> std::io::Result<Arc<Mmap>> {
+pub fn map(file: File) -> std::io::Result<Arc<Mapping>> {
     // SAFETY: the mapping is read-only, so nothing in this process writes to it; but the kernel does not
     // stop another process from doing so. Whoever installs checkpoints guarantees that: files are put in place by
     // rename and never changed afterwards. Should one be overwritten, codes and scales change under checks that were
     // made at start, which gives wrong numbers and touches no other memory: no length or offset that was read
     // from the mapping is used unchecked. Should one be truncated, the next touch raises SIGBUS and the service restarts.
-    unsafe { Mmap::map(file) }.map(Arc::new)
+    let map = unsafe { Mmap::map(&file) }?;
+    Ok(Arc::new(Mapping { map, file }))
 }
 
 /// Cheap to clone; the mapping lives as long as its last range.
@@ -23,7 +40,7 @@ pub struct Bytes(Repr);
 
 #[derive(Clone, Debug)]
 enum Repr {
-    Mapped(Arc<Mmap>, Range<usize>),
+    Mapped(Arc<Mapping>, Range<usize>),
     Owned(Arc<[u8]>),
 }
 
@@ -33,7 +50,7 @@ impl Bytes {
     /// # Panics
     ///
     /// When the range is not inside the map.
-    pub fn mapped(map: &Arc<Mmap>, range: Range<usize>) -> Bytes {
+    pub fn mapped(map: &Arc<Mapping>, range: Range<usize>) -> Bytes {
         assert!(range.start <= range.end && range.end <= map.len(), "{range:?} of {} bytes", map.len());
         Bytes(Repr::Mapped(map.clone(), range))
     }
@@ -42,7 +59,7 @@ impl Bytes {
     /// system makes of it changes no result.
     pub fn read_at_random(&self) {
         if let Repr::Mapped(map, range) = &self.0
-            && let Err(error) = map.advise_range(Advice::Random, range.start, range.len())
+            && let Err(error) = map.map.advise_range(Advice::Random, range.start, range.len())
         {
             tracing::debug!("madvise: {error}");
         }
@@ -54,10 +71,26 @@ impl Bytes {
         if let Repr::Mapped(map, range) = &self.0 {
             // SAFETY: the mapping is of a file, shared and read-only: what is dropped is a view of the page cache, and
             // the next read finds the same bytes.
-            let released = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+            let released =
+                unsafe { map.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
             if let Err(error) = released {
                 tracing::debug!("madvise: {error}");
             }
+        }
+    }
+
+    /// Copies what lies at `at` to `out` by reading the file, past the mapping: for what is looked up here and there, of which
+    /// the kernel would map what lies around it, too.
+    ///
+    /// # Panics
+    ///
+    /// When that is not inside.
+    pub fn read_at(&self, at: usize, out: &mut [u8]) {
+        let bytes = &self[at..][..out.len()];
+        match &self.0 {
+            Repr::Mapped(map, range) if map.file.read_exact_at(out, (range.start + at) as u64).is_ok() => {}
+            // An error of the disk is met again here, as everywhere in the mapping.
+            _ => out.copy_from_slice(bytes),
         }
     }
 
@@ -77,7 +110,7 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Repr::Mapped(map, range) => &map[range.clone()],
+            Repr::Mapped(map, range) => &map.map[range.clone()],
             Repr::Owned(bytes) => bytes,
         }
     }

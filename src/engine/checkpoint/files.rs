@@ -6,12 +6,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use serde::Deserialize;
 
 use super::error::{CheckpointError, Problem, quote};
 use super::header::{self, Entry, Header, Metadata};
-use crate::engine::bytes::{self, Bytes};
+use crate::engine::bytes::{self, Bytes, Mapping};
 
 /// The one file of a checkpoint that is not sharded.
 pub const MODEL_FILE: &str = "model.safetensors";
@@ -48,7 +47,7 @@ pub struct Tensors {
 #[derive(Clone, Debug)]
 struct Shard {
     path: PathBuf,
-    map: Arc<Mmap>,
+    map: Arc<Mapping>,
     entries: HashMap<String, Entry>,
 }
 
@@ -128,7 +127,7 @@ impl Shard {
         if len == 0 {
             return Err(Problem::whole("a safetensors file", "an empty file").in_file(&path));
         }
-        let map = bytes::map(&file).map_err(CheckpointError::io(&path, "map it"))?;
+        let map = bytes::map(file).map_err(CheckpointError::io(&path, "map it"))?;
         let Header { entries, metadata } = header::parse(&map).map_err(|p| p.in_file(&path))?;
         Ok((metadata, Shard { path, map, entries }))
     }

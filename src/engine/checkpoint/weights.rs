@@ -37,8 +37,22 @@ pub(super) struct Floats {
 
 impl Floats {
     pub(super) fn get(&self, i: usize) -> f32 {
-        let size = if self.bf16 { 2 } else { 4 };
-        match self.bytes[i * size..][..size] {
+        self.value(&self.bytes[i * self.size()..][..self.size()])
+    }
+
+    /// The values from `i` on, read past the mapping.
+    fn read_at(&self, i: usize, out: &mut [f32]) {
+        let mut bytes = vec![0; out.len() * self.size()];
+        self.bytes.read_at(i * self.size(), &mut bytes);
+        out.iter_mut().zip(bytes.chunks_exact(self.size())).for_each(|(out, bytes)| *out = self.value(bytes));
+    }
+
+    fn size(&self) -> usize {
+        if self.bf16 { 2 } else { 4 }
+    }
+
+    fn value(&self, bytes: &[u8]) -> f32 {
+        match *bytes {
             [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
             [a, b] => f32::from_bits(u32::from(u16::from_le_bytes([a, b])) << 16),
             _ => unreachable!("an element has 2 or 4 bytes"),
@@ -46,7 +60,7 @@ impl Floats {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.bytes.len() / if self.bf16 { 2 } else { 4 }
+        self.bytes.len() / self.size()
     }
 
     pub(super) fn to_vec(&self) -> Vec<f32> {
@@ -56,7 +70,7 @@ impl Floats {
     /// The first element that `good` rejects. Whole blocks are judged without branches: the E2B table has 9 million.
     pub(super) fn find_bad(&self, good: impl Fn(f32) -> bool) -> Option<usize> {
         const BLOCK: usize = 1024;
-        let size = if self.bf16 { 2 } else { 4 };
+        let size = self.size();
         let block_is_bad = |block: &[u8]| match self.bf16 {
             true => !block.as_chunks().0.iter().fold(true, |ok, &[a, b]| ok & good(f32::from_le_bytes([0, 0, a, b]))),
             false => !block.as_chunks().0.iter().fold(true, |ok, &x| ok & good(f32::from_le_bytes(x))),
@@ -90,11 +104,12 @@ impl Table {
     pub fn row(&self, token: usize, out: &mut [f32]) {
         assert!(token < self.rows && out.len() == self.row_len, "row {token} of {}", self.rows);
         let bytes = self.bits.row_bytes(self.row_len);
-        let codes = &self.codes[token * bytes..][..bytes];
+        let (mut codes, mut scales) = (vec![0; bytes], vec![0.0; self.blocks]);
+        self.codes.read_at(token * bytes, &mut codes);
+        self.scales.read_at(token * self.blocks, &mut scales);
         let block = self.row_len / self.blocks;
         let parts = out.chunks_exact_mut(block).zip(codes.chunks_exact(self.bits.row_bytes(block)));
-        for (b, (out, codes)) in parts.enumerate() {
-            let scale = self.scales.get(token * self.blocks + b);
+        for ((out, codes), &scale) in parts.zip(&scales) {
             for (out, &byte) in out.chunks_exact_mut(self.bits.planes()).zip(codes) {
                 unpack(byte, self.bits, scale, out);
             }
