@@ -10,10 +10,10 @@ use common::broker::Broker;
 use emberd::engine::eval::{self, Case};
 use serde_json::{Value, json};
 
-/// So many of the cases may be answered otherwise than expected: the model gets five in six of the held-out ones right. Its
-/// answers are the same on every machine, so this is no matter of chance.
+/// So many of the cases may be answered otherwise than expected: the model gets 36 of these 40 right. Its answers are the same
+/// on every machine, so this is no matter of chance.
 fn allowed(cases: usize) -> usize {
-    1 + cases / 8
+    cases / 10
 }
 
 fn home() -> PathBuf {

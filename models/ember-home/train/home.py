@@ -64,8 +64,9 @@ def pick(rng, phrases, held=False, always=False):
 
 
 def pick_value(rng, kind, values, held=False):
-    """One of `values`, from the side of the split that `held` names (all of them if that side is empty)."""
-    side = [v for v in values if is_held(kind, v) == held]
+    """One of `values`, from the side of the split that `held` names (all of them if that side is empty). Tens are never held
+    out: "eighty" would be a word that training never saw."""
+    side = [v for v in values if (v % 10 != 0 and is_held(kind, v)) == held]
     return rng.choice(side or list(values))
 
 

@@ -11,6 +11,7 @@ from home import EXTRA_PLACES, MORE_PLACES, ROOMS, add_typos, dress, in_place, i
 UNIT = {"temperature": " °C", "humidity": " %", "co2": " ppm", "light": " lux", "battery": " %", "power": " W", "noise": " dB"}
 NUMERIC = list(UNIT)
 STATES = {"window": ["open", "closed"], "door": ["open", "closed"], "motion": ["true", "false"], "smoke": ["true", "false"], "leak": ["true", "false"]}
+METRICS = NUMERIC + list(STATES)
 METRIC_NAME = {"co2": "CO2"}
 SAY = {  # how questions and rules call a quantity
     "temperature": ["temperature", "temperature", "temp"], "humidity": ["humidity", "humidity", "air humidity"], "co2": ["co2", "co2 level", "co2 value"],
@@ -59,9 +60,14 @@ def near(rng, text, held):
     return t
 
 
+def is_held_pair(place, metric):
+    """Whether this pair is held out. Places with one quantity are not: their name would be a word that training never saw."""
+    return place not in EXTRA_PLACES and is_held("pair", place, metric)
+
+
 def askable(place, metric, held):
     """Whether training may ask for this pair, present or not. Held-out cases ask for the others, and for any that is missing."""
-    return held or place is None or not is_held("pair", place, metric)
+    return held or place is None or not is_held_pair(place, metric)
 
 
 class House:
@@ -75,15 +81,14 @@ class House:
         pool = self.rooms + list(EXTRA_PLACES)
         self.data, self.single = {}, single
         for place in [None] if single else rng.sample(pool, count):
-            metrics = ["temperature"] if place in EXTRA_PLACES else rng.sample(["temperature", "humidity", "co2", "light", "battery", "power", "noise", "window", "door", "motion", "smoke", "leak"],
-                                                                            k=rng.choices([1, 2, 3, 4], {1: [25, 45, 22, 8], 2: [50, 44, 6, 0], 3: [75, 25, 0, 0]}[count])[0])
-            if place not in EXTRA_PLACES and "temperature" not in metrics and rng.random() < 0.5:
+            # A pair that stands there and is never asked for would teach that it is never meant.
+            usable = ["temperature"] if place in EXTRA_PLACES else [m for m in METRICS if askable(place, m, held)]
+            metrics = rng.sample(usable, k=min(len(usable), rng.choices([1, 2, 3, 4], {1: [25, 45, 22, 8], 2: [50, 44, 6, 0], 3: [75, 25, 0, 0]}[count])[0]))
+            if "temperature" in usable and "temperature" not in metrics and rng.random() < 0.5:
                 metrics[0] = "temperature"
-            if not held:  # a pair that stands there and is never asked for would teach that it is never meant
-                metrics = [m for m in metrics if askable(place, m, held)] or metrics[:1]
             self.data[place] = {m: reading(rng, place, m, held) for m in metrics}
         if places:  # the same quantity in several places
-            for place in rng.sample(self.rooms, places):
+            for place in rng.sample([p for p in self.rooms if askable(p, want, held)], places):
                 self.data.setdefault(place, {})[want] = reading(rng, place, want, held)
             items = list(self.data.items())
             rng.shuffle(items)
@@ -238,10 +243,10 @@ def list_names(names):
 
 def choose_target(rng, house, held, metrics):
     """A place and quantity to ask for, on the right side of the split; put there if the house has none."""
-    have = [(p, m) for p, d in house.data.items() for m in d if m in metrics and (p is None or is_held("pair", p, m) == held)]
+    have = [(p, m) for p, d in house.data.items() for m in d if m in metrics and (p is None or is_held_pair(p, m) == held)]
     if have:
         return rng.choice(have)
-    options = [(p, m) for p in ([None] if house.single else house.rooms) for m in metrics if p is None or is_held("pair", p, m) == held]
+    options = [(p, m) for p in ([None] if house.single else house.rooms) for m in metrics if p is None or is_held_pair(p, m) == held]
     place, metric = rng.choice(options)
     house.put(rng, place, metric, reading(rng, place, metric, held))
     return place, metric
