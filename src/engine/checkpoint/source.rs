@@ -1,7 +1,7 @@
 //! Where a model lies: a Hugging Face directory, or one packed file.
 //!
-//! A packed file is a safetensors file with the text model's tensors as they are in the directory, each at a multiple of
-//! [`ALIGN`]. The directory's texts stand in its metadata under the names of their files, and the tokenizer in tensors of
+//! A packed file is a safetensors file with the text model's tensors as they are in the directory, those of a page or more at
+//! multiples of [`ALIGN`]. The directory's texts stand in its metadata under the names of their files, and the tokenizer in tensors of
 //! its own, as it is used. `emberd pack` writes it.
 
 use std::io::ErrorKind;
@@ -12,7 +12,7 @@ use super::files::{self, Tensors};
 use super::header::Metadata;
 use crate::engine::bytes::Bytes;
 
-/// Where tensors begin in a packed file: the largest page that a Pi's kernel uses.
+/// Where tensors of that size begin in a packed file: the largest page that a Pi's kernel uses.
 pub const ALIGN: u64 = 16 << 10;
 
 /// `format` in the metadata of a packed file.
