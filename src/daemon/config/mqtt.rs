@@ -1,0 +1,134 @@
+//! Section `[mqtt]`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::values::{ConfigError, demand, range, some_text, text};
+
+/// Largest password file.
+const MAX_PASSWORD: u64 = 4096;
+
+/// Section `[mqtt]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mqtt {
+    /// Whether to connect.
+    pub enabled: bool,
+    /// Host, address, or path of a Unix socket.
+    #[serde(deserialize_with = "text")]
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// `emberd-<node>` when absent.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
+    pub client_id: Option<String>,
+    /// User name at the broker.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
+    pub username: Option<String>,
+    /// File whose first line is the password; `$CREDENTIALS_DIRECTORY/mqtt-password` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// First levels of all topics.
+    #[serde(deserialize_with = "text")]
+    pub base: String,
+    /// The level after them; the host's name when absent.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
+    pub node: Option<String>,
+    /// Seconds between pings.
+    pub keep_alive_s: u64,
+    /// Largest packet that the broker may send.
+    pub max_packet_bytes: u32,
+    /// Seconds for which the broker keeps requests while the daemon is away.
+    pub session_expiry_s: u32,
+    /// Whether events (queued, started, prefill, ended) are published.
+    pub events: bool,
+    /// Milliseconds for which pieces of an answer are collected.
+    pub batch_ms: u64,
+}
+
+impl Default for Mqtt {
+    fn default() -> Mqtt {
+        Mqtt {
+            enabled: false,
+            host: "localhost".into(),
+            port: 1883,
+            client_id: None,
+            username: None,
+            password_file: None,
+            base: "emberd".into(),
+            node: None,
+            keep_alive_s: 30,
+            max_packet_bytes: 128 * 1024,
+            session_expiry_s: 3600,
+            events: true,
+            batch_ms: 200,
+        }
+    }
+}
+
+impl Mqtt {
+    /// The topic level of this daemon.
+    pub fn node(&self) -> String {
+        let host = || {
+            let name = nix::unistd::gethostname().unwrap_or_default();
+            let safe = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+            name.to_string_lossy().chars().map(safe).take(64).collect()
+        };
+        self.node.clone().unwrap_or_else(host)
+    }
+
+    /// The client id at the broker.
+    pub fn client_id(&self) -> String {
+        self.client_id.clone().unwrap_or_else(|| format!("emberd-{}", self.node()))
+    }
+
+    /// The password: the first line of `password_file`, else of the credential `mqtt-password`, else none.
+    ///
+    /// # Errors
+    ///
+    /// When the file is named and cannot be read, or is no password.
+    pub fn password(&self) -> Result<Option<String>, ConfigError> {
+        let credential = || {
+            let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join("mqtt-password");
+            path.exists().then_some(path)
+        };
+        let Some(path) = self.password_file.clone().or_else(credential) else { return Ok(None) };
+        let wrong = |reason: String| ConfigError::Password { path: path.clone(), reason };
+        let file = std::fs::metadata(&path).map_err(|error| wrong(error.to_string()))?;
+        if !file.is_file() || file.len() > MAX_PASSWORD {
+            return Err(wrong(format!("expected a file of at most {MAX_PASSWORD} bytes")));
+        }
+        let text = std::fs::read_to_string(&path).map_err(|error| wrong(error.to_string()))?;
+        match text.lines().next() {
+            Some(password) if !password.is_empty() => Ok(Some(password.to_owned())),
+            _ => Err(wrong("its first line is empty; expected the password there".into())),
+        }
+    }
+
+    /// Checks every value's range.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        range("mqtt.port", self.port, 1..=u16::MAX)?;
+        range("mqtt.keep_alive_s", self.keep_alive_s, 5..=3600)?;
+        range("mqtt.max_packet_bytes", self.max_packet_bytes, 1024..=64 << 20)?;
+        range("mqtt.batch_ms", self.batch_ms, 10..=10_000)?;
+        let host = (1..=255).contains(&self.host.len());
+        demand("mqtt.host", host, || "a host name, an address or a path".into(), &self.host)?;
+        let base = self.base.len() <= 128 && self.base.split('/').all(is_level);
+        let words =
+            || "topic levels of letters, digits, '.', '_', '-' with / between them, none of them \"req\"".to_owned();
+        demand("mqtt.base", base, words, &self.base)?;
+        let node = self.node();
+        demand("mqtt.node", is_level(&node), || "one topic level, not \"req\"".into(), &node)?;
+        let client = self.client_id();
+        demand("mqtt.client_id", (1..=128).contains(&client.len()), || "1 to 128 bytes".into(), &client)?;
+        let named = self.password_file.is_none() || self.username.is_some();
+        demand("mqtt.username", named, || "a name, since there is a password_file".into(), &"none")
+    }
+}
+
+/// `req` is where requests come in: a level of that name would make answers look like requests.
+fn is_level(level: &str) -> bool {
+    let safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (1..=64).contains(&level.len()) && level.chars().all(safe) && level != "req"
+}
