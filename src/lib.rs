@@ -6,6 +6,7 @@
 //! daemon      6  start-up and shutdown order, command line, configuration, signals, systemd, exit codes
 //! transport   5  bytes <-> Request/Event: Unix socket (HTTP) and MQTT; nothing of models
 //! scheduler   4  one thread, sole owner of the engine: queue, cancel, deadlines
+//! governor    3  heat, power, memory and other load -> threads, pauses, admission
 //! engine      2  tokens in, tokens out; no sockets, no clock, no tokio
 //! kernels     1  slices in, slices out; scalar is the specification, neon and x86 equal it
 //! parallel    1  the thread pool
@@ -14,6 +15,7 @@
 
 pub mod daemon;
 pub mod engine;
+pub mod governor;
 pub mod kernels;
 pub mod parallel;
 pub mod scheduler;
