@@ -202,3 +202,35 @@ fn the_parts_can_be_run_one_by_one() {
     assert_eq!(found["tokens"], 800);
     assert!(found["perplexity"].as_f64().is_some_and(|p| p > 1.0), "{found}");
 }
+
+/// The service manager holds the socket: a client that comes before the daemon is answered, and the file outlives it.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "systemd-socket-activate starts programs of its own machine only")]
+fn a_socket_of_the_service_manager_outlives_the_daemon() {
+    let dir = tempfile::tempdir().expect("directory");
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home");
+    let (socket, config) = (dir.path().join("passed.sock"), dir.path().join("config.toml"));
+    let elsewhere = dir.path().join("other.sock");
+    let text = format!("[model]\npath = {}\n[socket]\npath = {}\n", json!(home), json!(elsewhere));
+    fs::write(&config, text).expect("config");
+    // Passes the socket on at the first connection and becomes the daemon.
+    let activated = Command::new("systemd-socket-activate")
+        .arg("-l")
+        .arg(&socket)
+        .args([env!("CARGO_BIN_EXE_emberd"), "serve", "--config"])
+        .arg(&config)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("systemd-socket-activate is needed for this test (Debian package systemd)");
+    common::wait_for("the socket", || socket.exists().then_some(()));
+    let ask =
+        || run(emberd().args(["ask", "--temperature", "0", "--socket"]).arg(&socket).arg("turn on the hall light"));
+    assert!(stdout(ask()).contains("hall"));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(activated.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)
+        .expect("still running");
+    let ended = activated.wait_with_output().expect("ends");
+    assert_eq!(ended.status.code(), Some(0));
+    let log = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(log.contains("socket.path is not where the service manager listens"), "{log}");
+    assert!(socket.exists() && !elsewhere.exists());
+}

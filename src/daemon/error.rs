@@ -72,7 +72,7 @@ impl Error {
     pub fn code(&self) -> u8 {
         match self {
             Error::Config(_) | Error::Model(_) => exit::CONFIG,
-            Error::Socket(BindError::NotASocket(_) | BindError::NoGroup { .. }) => exit::CONFIG,
+            Error::Socket(BindError::NotASocket(_) | BindError::NoGroup { .. } | BindError::Passed(_)) => exit::CONFIG,
             Error::Socket(BindError::InUse(_) | BindError::Io { .. }) => exit::INTERNAL,
             Error::Usage(_) => exit::USAGE,
             Error::Unavailable(_) => exit::UNAVAILABLE,

@@ -13,10 +13,10 @@ use tracing::{error, info, warn};
 
 use super::config::{self, Config};
 use super::error::Error;
-use super::systemd::{Watchdog, tell};
+use super::systemd::{Watchdog, passed_socket, tell};
 use crate::scheduler::backend::{Backend, ModelInfo};
 use crate::scheduler::{Options, Scheduler};
-use crate::transport::socket::{Limits, Listener, Service};
+use crate::transport::socket::{BindError, Limits, Listener, Service};
 use crate::transport::wire::Topics;
 use crate::transport::{mqtt, socket};
 
@@ -56,15 +56,14 @@ where
 {
     let mut signals = Signals::new().map_err(|error| Error::System("cannot handle signals", error))?;
     let password = config.mqtt.password()?;
-    let mode = config.socket.mode_bits().unwrap_or(0o600);
-    let listener = Listener::bind(&config.socket.path, mode, config.socket.group.as_deref())?;
+    let listener = listen(&config.socket)?;
 
     tell(&[NotifyState::Status("loading the model")]);
     let Some((engine, model)) = Engine::start(&config, load, &mut signals).await? else { return Ok(()) };
     info!(
         version = env!("CARGO_PKG_VERSION"),
         model = model.name, context = model.context, kernels = model.kernels, threads = model.threads, kv = model.kv,
-        socket = %config.socket.path.display(),
+        socket = %listener.path().display(),
         "serving"
     );
 
@@ -168,6 +167,19 @@ impl Engine {
             }
         }
     }
+}
+
+/// The service manager's socket, else one of our own.
+fn listen(section: &config::Socket) -> Result<Listener, BindError> {
+    let Some(socket) = passed_socket()? else {
+        return Listener::bind(&section.path, section.mode_bits().unwrap_or(0o600), section.group.as_deref());
+    };
+    let listener = Listener::passed(socket)?;
+    if listener.path() != section.path {
+        let (socket, configured) = (listener.path().display(), section.path.display());
+        warn!(%socket, %configured, "socket.path is not where the service manager listens; clients have to use the former");
+    }
+    Ok(listener)
 }
 
 fn status(config: &Config, connected: bool) -> &'static str {

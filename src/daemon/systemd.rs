@@ -1,14 +1,41 @@
-//! What the service manager is told. Without one, all of it does nothing.
+//! What the service manager is told and what it passes. Without one, all of it does nothing.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sd_notify::NotifyState;
 use tokio::time::Interval;
 use tracing::debug;
+
+use crate::transport::socket::BindError;
 
 /// Tells the service manager; a failure is not worth more than a line in the log.
 pub(super) fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         debug!(%error, "cannot notify the service manager");
     }
+}
+
+/// The socket that the service manager listens on for this process, if it does.
+///
+/// # Errors
+///
+/// It passed more than one, or something else went wrong with them.
+pub(super) fn passed_socket() -> Result<Option<OwnedFd>, BindError> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let mut numbers = sd_notify::listen_fds().map_err(|error| BindError::Passed(error.to_string()))?;
+    let Some(number) = numbers.next() else { return Ok(None) };
+    if numbers.next().is_some() {
+        return Err(BindError::Passed("more than one socket".into()));
+    }
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(None);
+    }
+    // SAFETY: by the protocol of sd_listen_fds(3) the number is an open file that the service manager made for this process
+    // (`listen_fds` compared the process id and set CLOEXEC on it), and nobody else has it: TAKEN lets it be taken once.
+    #[allow(unsafe_code)]
+    let socket = unsafe { OwnedFd::from_raw_fd(number) };
+    Ok(Some(socket))
 }
 
 /// Feeds the watchdog while the engine's heartbeat moves; a bare timer would hide an engine that hangs.

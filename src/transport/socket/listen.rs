@@ -1,10 +1,13 @@
-//! The socket's file: taken over only when nobody answers behind it, removed only when it is still this one.
+//! The socket: the service manager's, which owns its file; or one of our own, whose file is taken over only when nobody answers
+//! behind it, and removed only when it is still this one.
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{Group, chown};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -25,6 +28,9 @@ pub enum BindError {
         /// The name that was looked up.
         group: String,
     },
+    /// What the service manager passed is of no use.
+    #[error("socket of the service manager: {0}; its socket unit needs one ListenStream= with an absolute path")]
+    Passed(String),
     /// Anything else.
     #[error("socket {path}: cannot {action}: {source}")]
     Io {
@@ -37,16 +43,40 @@ pub enum BindError {
     },
 }
 
-/// A listening socket that removes its file when it is dropped.
+/// A listening socket. One of our own removes its file when it is dropped.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file.
-    identity: (u64, u64),
+    /// Device and inode of the file; `None` when the service manager owns it.
+    identity: Option<(u64, u64)>,
 }
 
 impl Listener {
+    /// Takes a socket that the service manager listens on already. Needs a runtime.
+    ///
+    /// # Errors
+    ///
+    /// It is no listening stream socket at a path.
+    pub fn passed(socket: OwnedFd) -> Result<Listener, BindError> {
+        let refused = |error: &dyn std::fmt::Display| BindError::Passed(error.to_string());
+        let stream = getsockopt(&socket, sockopt::SockType) == Ok(nix::sys::socket::SockType::Stream);
+        if !stream || getsockopt(&socket, sockopt::AcceptConn) != Ok(true) {
+            return Err(refused(&"not a listening stream socket"));
+        }
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        let address = listener.local_addr().map_err(|_| refused(&"not a Unix socket"))?;
+        let path = address.as_pathname().ok_or_else(|| refused(&"has no path"))?.to_owned();
+        listener.set_nonblocking(true).map_err(|error| refused(&error))?;
+        let listener = UnixListener::from_std(listener).map_err(|error| refused(&error))?;
+        Ok(Listener { listener, path, identity: None })
+    }
+
+    /// Where clients find it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Listens at `path`, with `mode` and `group` in force before the first connection can be made. Needs a runtime.
     ///
     /// # Errors
@@ -79,7 +109,7 @@ impl Listener {
             fs::symlink_metadata(path).map_err(failed("look at it"))
         };
         match finish() {
-            Ok(file) => Ok(Listener { listener, path: path.to_owned(), identity: (file.dev(), file.ino()) }),
+            Ok(file) => Ok(Listener { listener, path: path.to_owned(), identity: Some((file.dev(), file.ino())) }),
             Err(error) => {
                 let _ = fs::remove_file(&fresh);
                 Err(error)
@@ -95,7 +125,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Ok(file) = fs::symlink_metadata(&self.path)
-            && (file.dev(), file.ino()) == self.identity
+            && Some((file.dev(), file.ino())) == self.identity
         {
             let _ = fs::remove_file(&self.path);
         }
@@ -161,6 +191,23 @@ mod tests {
         let _successor = std::os::unix::net::UnixListener::bind(&path).unwrap();
         drop(listener);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn only_a_listening_unix_socket_is_taken_over_and_its_file_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let listener = Listener::passed(socket.into()).unwrap();
+        assert_eq!(listener.path(), path);
+        drop(listener);
+        assert!(path.exists());
+        let refused = |socket: OwnedFd| Listener::passed(socket).unwrap_err().to_string();
+        assert!(refused(fs::File::open(path.with_file_name(".")).unwrap().into()).contains("not a listening"));
+        assert!(refused(std::os::unix::net::UnixStream::pair().unwrap().0.into()).contains("not a listening"));
+        assert!(refused(std::net::TcpListener::bind("127.0.0.1:0").unwrap().into()).contains("not a Unix socket"));
     }
 
     #[test]
