@@ -168,7 +168,7 @@ fn check_config_prints_what_takes_effect() {
 #[test]
 fn configuration_errors_name_layer_key_and_range() {
     type Environment<'a> = &'a [(&'a str, &'a str)];
-    let cases: [(&str, Environment<'_>, &[&str]); 14] = [
+    let cases: [(&str, Environment<'_>, &[&str]); 18] = [
         ("[mqtt]\nhots = \"x\"\n", &[], &["config.toml", "hots"]),
         ("[metrics]\n", &[], &["config.toml", "metrics"]),
         ("[model\n", &[], &["config.toml"]),
@@ -182,6 +182,10 @@ fn configuration_errors_name_layer_key_and_range() {
         ("[mqtt]\nbase = \"a/req/b\"\n", &[], &["mqtt.base", "a/req/b"]),
         ("[mqtt]\nnode = \"a+\"\n", &[], &["mqtt.node", "a+"]),
         ("[mqtt]\nusername = \"u\"\npassword_file = \"/does/not/exist\"\n", &[], &["/does/not/exist"]),
+        ("[mqtt]\nca_file = \"/x\"\n", &[], &["mqtt.tls", "true"]),
+        ("[mqtt]\nhost = \"/run/broker\"\ntls = true\n", &[], &["mqtt.tls", "Unix socket"]),
+        ("[mqtt]\ntls = true\nca_file = \"/does/not/exist\"\n", &[], &["TLS", "/does/not/exist"]),
+        ("[mqtt]\ntls = true\ncert_file = \"/x\"\n", &[], &["mqtt.key_file", "cert_file"]),
         ("[mqtt]\npassword_file = \"/does/not/exist\"\n", &[], &["mqtt.username"]),
     ];
     for (file, environment, words) in cases {
@@ -218,17 +222,23 @@ fn the_example_configuration_is_right_and_shows_the_built_in_values() {
         .map(|line| line.strip_prefix("#").filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
         .fold(String::new(), |text, line| text + line + "\n");
     let file = tempfile::NamedTempFile::new().unwrap();
-    file.as_file().write_all(uncommented.as_bytes()).unwrap();
+    // The files for TLS are refused without it.
+    assert!(uncommented.contains("\ntls = false\n"));
+    file.as_file().write_all(uncommented.replace("\ntls = false\n", "\ntls = true\n").as_bytes()).unwrap();
     let mut shown = load(file.path());
-    for key in ["name", "group", "client_id", "username", "password_file", "node"] {
+    for key in
+        ["name", "group", "port", "ca_file", "cert_file", "key_file", "client_id", "username", "password_file", "node"]
+    {
         assert!(uncommented.contains(&format!("\n{key} = ")), "{key} is not in the example");
     }
     shown.model.name = None;
     shown.socket.group = None;
+    shown.mqtt.tls = false;
+    (shown.mqtt.port, shown.mqtt.ca_file, shown.mqtt.cert_file, shown.mqtt.key_file) = Default::default();
     (shown.mqtt.client_id, shown.mqtt.username, shown.mqtt.password_file, shown.mqtt.node) = Default::default();
     assert_eq!(shown, Config::default());
     let keys = |text: &str| text.lines().filter(|line| line.contains(" = ") && !line.starts_with("# ")).count();
-    assert_eq!(keys(&uncommented), keys(&Config::default().to_toml()) + 6, "a key is missing in the example");
+    assert_eq!(keys(&uncommented), keys(&Config::default().to_toml()) + 10, "a key is missing in the example");
 }
 
 fn ask(daemon: &Daemon, arguments: &[&str]) -> Output {

@@ -55,7 +55,7 @@ where
     F: FnOnce(&config::Model) -> Result<Box<dyn Backend>, String> + Send + 'static,
 {
     let mut signals = Signals::new().map_err(|error| Error::System("cannot handle signals", error))?;
-    let password = config.mqtt.password()?;
+    let (password, tls) = (config.mqtt.password()?, config.mqtt.encryption()?);
     let listener = listen(&config.socket)?;
 
     tell(&[NotifyState::Status("loading the model")]);
@@ -73,7 +73,7 @@ where
     let service = Service::new(engine.scheduler.clone(), model.clone(), socket_limits(&config));
     doors.spawn(socket::serve(listener, service, stopped.clone(), GRACE));
     if config.mqtt.enabled {
-        let options = mqtt_options(&config, &model, password);
+        let options = mqtt_options(&config, &model, password, tls);
         doors.spawn(mqtt::run(options, engine.scheduler.clone(), stopped, connected));
     }
     tell(&[NotifyState::Ready, NotifyState::Status(status(&config, false))]);
@@ -199,7 +199,7 @@ fn socket_limits(config: &Config) -> Limits {
     }
 }
 
-fn mqtt_options(config: &Config, model: &ModelInfo, password: Option<String>) -> mqtt::Options {
+fn mqtt_options(config: &Config, model: &ModelInfo, password: Option<String>, tls: Option<mqtt::Tls>) -> mqtt::Options {
     let c = &config.mqtt;
     let info = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -215,7 +215,8 @@ fn mqtt_options(config: &Config, model: &ModelInfo, password: Option<String>) ->
     });
     mqtt::Options {
         host: c.host.clone(),
-        port: c.port,
+        port: c.port(),
+        tls,
         client_id: c.client_id(),
         username: c.username.clone(),
         password,

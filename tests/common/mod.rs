@@ -6,6 +6,7 @@
 
 pub mod binary;
 pub mod broker;
+pub mod peer;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::values::{ConfigError, demand, range, some_text, text};
+use crate::transport::mqtt::Tls;
 
 /// Largest password file.
 const MAX_PASSWORD: u64 = 4096;
@@ -18,8 +19,21 @@ pub struct Mqtt {
     /// Host, address, or path of a Unix socket.
     #[serde(deserialize_with = "text")]
     pub host: String,
-    /// TCP port.
-    pub port: u16,
+    /// TCP port; 8883 with `tls`, else 1883, when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+    /// PEM file with the authorities that may have signed the broker's certificate; `$CREDENTIALS_DIRECTORY/mqtt-ca` or the
+    /// system's when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the certificate to show; `$CREDENTIALS_DIRECTORY/mqtt-cert` or none when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file with its key; `$CREDENTIALS_DIRECTORY/mqtt-key` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
     /// `emberd-<node>` when absent.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
     pub client_id: Option<String>,
@@ -52,7 +66,11 @@ impl Default for Mqtt {
         Mqtt {
             enabled: false,
             host: "localhost".into(),
-            port: 1883,
+            port: None,
+            tls: false,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
             client_id: None,
             username: None,
             password_file: None,
@@ -89,11 +107,7 @@ impl Mqtt {
     ///
     /// When the file is named and cannot be read, or is no password.
     pub fn password(&self) -> Result<Option<String>, ConfigError> {
-        let credential = || {
-            let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join("mqtt-password");
-            path.exists().then_some(path)
-        };
-        let Some(path) = self.password_file.clone().or_else(credential) else { return Ok(None) };
+        let Some(path) = file(&self.password_file, "mqtt-password") else { return Ok(None) };
         let wrong = |reason: String| ConfigError::Password { path: path.clone(), reason };
         let file = std::fs::metadata(&path).map_err(|error| wrong(error.to_string()))?;
         if !file.is_file() || file.len() > MAX_PASSWORD {
@@ -106,9 +120,38 @@ impl Mqtt {
         }
     }
 
+    /// The TCP port.
+    pub fn port(&self) -> u16 {
+        self.port.unwrap_or(if self.tls { 8883 } else { 1883 })
+    }
+
+    /// The encryption; `None` without `tls`.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read or used, or one of certificate and key is missing.
+    pub fn encryption(&self) -> Result<Option<Tls>, ConfigError> {
+        if !self.tls {
+            return Ok(None);
+        }
+        let ca = file(&self.ca_file, "mqtt-ca");
+        let (cert, key) = (file(&self.cert_file, "mqtt-cert"), file(&self.key_file, "mqtt-key"));
+        let identity = match (&cert, &key) {
+            (Some(cert), Some(key)) => Some((cert.as_path(), key.as_path())),
+            (None, None) => None,
+            (Some(_), None) => return Err(missing("mqtt.key_file", "the key of cert_file")),
+            (None, Some(_)) => return Err(missing("mqtt.cert_file", "the certificate of key_file")),
+        };
+        Ok(Some(Tls::load(ca.as_deref(), identity)?))
+    }
+
     /// Checks every value's range.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        range("mqtt.port", self.port, 1..=u16::MAX)?;
+        range("mqtt.port", self.port(), 1..=u16::MAX)?;
+        let files = [&self.ca_file, &self.cert_file, &self.key_file].into_iter().flatten().next();
+        demand("mqtt.tls", self.tls || files.is_none(), || "true, since there are files for it".into(), &self.tls)?;
+        let local = self.host.starts_with('/');
+        demand("mqtt.tls", !(self.tls && local), || "false, since the broker is a Unix socket".into(), &self.tls)?;
         range("mqtt.keep_alive_s", self.keep_alive_s, 5..=3600)?;
         range("mqtt.max_packet_bytes", self.max_packet_bytes, 1024..=64 << 20)?;
         range("mqtt.batch_ms", self.batch_ms, 10..=10_000)?;
@@ -125,6 +168,19 @@ impl Mqtt {
         let named = self.password_file.is_none() || self.username.is_some();
         demand("mqtt.username", named, || "a name, since there is a password_file".into(), &"none")
     }
+}
+
+/// The file that the configuration names, else the credential that systemd passed.
+fn file(named: &Option<PathBuf>, credential: &str) -> Option<PathBuf> {
+    let passed = || {
+        let path = Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join(credential);
+        path.exists().then_some(path)
+    };
+    named.clone().or_else(passed)
+}
+
+fn missing(key: &str, expected: &str) -> ConfigError {
+    ConfigError::Range { key: key.into(), expected: expected.into(), found: "none".into() }
 }
 
 /// `req` is where requests come in: a level of that name would make answers look like requests.

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use crate::transport::mqtt::TlsError;
+
 /// What is wrong with the configuration, and where.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -28,6 +30,9 @@ pub enum ConfigError {
         /// The value.
         found: String,
     },
+    /// A file of the encryption cannot be used.
+    #[error("TLS of the MQTT connection, {0}")]
+    Tls(#[from] TlsError),
     /// The password cannot be read.
     #[error("password of the MQTT connection, {}: {reason}", .path.display())]
     Password {

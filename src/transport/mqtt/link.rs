@@ -4,6 +4,8 @@
 //! leak into a new one. A task does nothing but poll it; this side never waits for the client, so the two cannot
 //! deadlock when a channel is full.
 
+use std::time::Duration;
+
 use rumqttc::Outgoing;
 use rumqttc::Transport;
 use rumqttc::v5::mqttbytes::QoS;
@@ -14,12 +16,17 @@ use rumqttc::v5::mqttbytes::v5::{
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::options::Options;
 use super::outbox::{Entry, MAX_IN_FLIGHT};
+use super::tls::Bridge;
 
 /// Commands that the client holds before it refuses more.
 const CHANNEL: usize = 256;
+
+/// Time that the broker gets to hang up after the farewell.
+const HANG_UP: Duration = Duration::from_secs(1);
 
 /// What a connection tells.
 #[derive(Debug)]
@@ -77,7 +84,7 @@ pub(super) const PACKET_OVERHEAD: usize = 128;
 pub(super) struct Link {
     number: u64,
     client: AsyncClient,
-    events: mpsc::Receiver<Result<Event, ConnectionError>>,
+    events: mpsc::Receiver<Result<Event, Lost>>,
     poller: JoinHandle<()>,
     /// Publishes that the broker allows to be unacknowledged.
     pub(super) in_flight: usize,
@@ -87,9 +94,10 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn open(options: &Options, number: u64) -> Link {
-        let (client, eventloop) = AsyncClient::new(client_options(options), CHANNEL);
+        let bridge = options.tls.is_some().then(|| Bridge::new(number));
+        let (client, eventloop) = AsyncClient::new(client_options(options, bridge.as_ref()), CHANNEL);
         let (sender, events) = mpsc::channel(64);
-        let poller = tokio::spawn(poll(eventloop, sender));
+        let poller = tokio::spawn(poll(eventloop, options.clone(), bridge, sender));
         Link { number, client, events, poller, in_flight: MAX_IN_FLIGHT, max_packet: usize::MAX }
     }
 
@@ -98,7 +106,7 @@ impl Link {
         loop {
             let event = match self.events.recv().await {
                 Some(Ok(event)) => event,
-                Some(Err(error)) => return News::Lost(lost(&error)),
+                Some(Err(lost)) => return News::Lost(lost),
                 None => return News::Lost(Lost { reason: "the connection's task ended".into(), taken_over: false }),
             };
             if let Some(news) = self.translate(event) {
@@ -189,6 +197,12 @@ impl Link {
         }
     }
 
+    /// Waits until the broker has hung up after [`Link::disconnect`]: what a bridge still carries would be lost with the
+    /// process.
+    pub(super) async fn closed(&mut self) {
+        let _ = timeout(HANG_UP, &mut self.poller).await;
+    }
+
     /// Says farewell, which keeps the broker from publishing the last will.
     pub(super) fn disconnect(&self) {
         let _ = self.client.try_disconnect();
@@ -201,9 +215,24 @@ impl Drop for Link {
     }
 }
 
-async fn poll(mut eventloop: EventLoop, events: mpsc::Sender<Result<Event, ConnectionError>>) {
+async fn poll(
+    mut eventloop: EventLoop,
+    options: Options,
+    bridge: Option<Bridge>,
+    events: mpsc::Sender<Result<Event, Lost>>,
+) {
+    if let Err(reason) = cross(&options, bridge.as_ref()).await {
+        let _ = events.send(Err(Lost { reason, taken_over: false })).await;
+        return;
+    }
     loop {
-        let event = eventloop.poll().await;
+        let event = eventloop.poll().await.map_err(|error| {
+            let mut lost = lost(&error);
+            if let Some(failure) = bridge.as_ref().and_then(Bridge::failure) {
+                lost.reason = format!("{} (TLS: {failure})", lost.reason);
+            }
+            lost
+        });
         let ended = event.is_err();
         if events.send(event).await.is_err() || ended {
             return;
@@ -211,9 +240,17 @@ async fn poll(mut eventloop: EventLoop, events: mpsc::Sender<Result<Event, Conne
     }
 }
 
-fn client_options(options: &Options) -> MqttOptions {
-    let mut client = MqttOptions::new(&options.client_id, &options.host, options.port);
-    if options.host.starts_with('/') {
+/// Makes the encrypted connection, when there is to be one, and opens the bridge to it.
+async fn cross(options: &Options, bridge: Option<&Bridge>) -> Result<(), String> {
+    let (Some(tls), Some(bridge)) = (&options.tls, bridge) else { return Ok(()) };
+    let far = tls.connect(&options.host, options.port).await?;
+    bridge.open(far).map_err(|error| format!("bridge to the client library: {error}"))
+}
+
+fn client_options(options: &Options, bridge: Option<&Bridge>) -> MqttOptions {
+    let host = bridge.map_or(options.host.as_str(), Bridge::path);
+    let mut client = MqttOptions::new(&options.client_id, host, options.port);
+    if host.starts_with(['/', '\0']) {
         client.set_transport(Transport::unix());
     }
     if let Some(user) = &options.username {

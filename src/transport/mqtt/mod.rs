@@ -20,6 +20,7 @@ mod door;
 mod link;
 mod options;
 mod outbox;
+mod tls;
 
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ use super::waiting::stopped;
 use crate::scheduler::Scheduler;
 
 pub use self::options::Options;
+pub use self::tls::{Tls, TlsError};
 
 /// Failures of the same kind are logged once in this time.
 const LOG_EVERY: Duration = Duration::from_secs(60);
@@ -56,7 +58,7 @@ pub async fn run(
             let _ = connected.send(up);
         });
         let lost = match end.await {
-            End::Stopped => return,
+            End::Stopped => return link.closed().await,
             End::Lost(lost) => lost,
         };
         drop(link);

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::super::wire::Topics;
 use super::outbox::MAX_IN_FLIGHT;
+use super::tls::Tls;
 
 /// Everything that the connection needs.
 #[derive(Clone)]
@@ -14,6 +15,8 @@ pub struct Options {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Encryption; none on a Unix socket.
+    pub tls: Option<Tls>,
     /// Must be this daemon's alone.
     pub client_id: String,
     /// User name.
