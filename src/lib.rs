@@ -9,6 +9,7 @@
 //! governor    3  heat, power, memory and other load -> threads, pauses, admission
 //! engine      2  tokens in, tokens out; no sockets, no clock, no tokio
 //! kernels     1  slices in, slices out; scalar is the specification, neon and x86 equal it
+//! spool       1  requests on disk until they are answered
 //! parallel    1  the thread pool
 //! stats       0  counters
 //! ```
@@ -19,5 +20,6 @@ pub mod governor;
 pub mod kernels;
 pub mod parallel;
 pub mod scheduler;
+pub mod spool;
 pub mod stats;
 pub mod transport;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const LAYERS: [(&str, u32); 8] = [
+const LAYERS: [(&str, u32); 9] = [
     ("daemon", 6),
     ("transport", 5),
     ("scheduler", 4),
@@ -11,6 +11,7 @@ const LAYERS: [(&str, u32); 8] = [
     ("engine", 2),
     ("kernels", 1),
     ("parallel", 1),
+    ("spool", 1),
     ("stats", 0),
 ];
 

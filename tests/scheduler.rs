@@ -37,7 +37,8 @@ fn start(options: Options) -> Bench {
 impl Bench {
     fn request(prompt: &str) -> Request {
         let input = Input::Raw(prompt.into());
-        Request { id: prompt.into(), input, sampling: Sampling::default(), deadline: None }
+        let (client, priority, sampling, deadline) = Default::default();
+        Request { id: prompt.into(), client, priority, input, sampling, deadline }
     }
 
     fn submit(&self, prompt: &str) -> Result<Ticket, Failure> {

@@ -2,6 +2,7 @@
 //! flags. `--config FILE` takes the place of the files below `/etc`.
 
 mod mqtt;
+mod spool;
 mod values;
 
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use config::{ConfigBuilder, Environment, File, FileFormat};
 use serde::{Deserialize, Serialize};
 
 pub use self::mqtt::Mqtt;
+pub use self::spool::Spool;
 pub use self::values::ConfigError;
 use self::values::{demand, range, some_text, text};
 
@@ -33,6 +35,8 @@ pub struct Config {
     pub socket: Socket,
     /// The MQTT connection.
     pub mqtt: Mqtt,
+    /// Where requests over MQTT are kept.
+    pub spool: Spool,
     /// The log.
     pub log: Log,
 }
@@ -216,6 +220,7 @@ impl Config {
         let known = kernels.contains(&c.model.kernels.as_str());
         demand("model.kernels", known, || kernels.join(", "), &c.model.kernels)?;
         self.mqtt.check()?;
+        self.spool.check()?;
         let octal = self.socket.mode_bits().is_some();
         demand("socket.mode", octal, || "an octal mode such as \"0660\"".into(), &c.socket.mode)?;
         let level = tracing_subscriber::EnvFilter::try_new(&c.log.level);

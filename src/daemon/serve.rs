@@ -16,6 +16,7 @@ use super::error::Error;
 use super::systemd::{Watchdog, passed_socket, tell};
 use crate::scheduler::backend::{Backend, ModelInfo};
 use crate::scheduler::{Options, Scheduler};
+use crate::spool;
 use crate::transport::socket::{BindError, Limits, Listener, Service};
 use crate::transport::wire::Topics;
 use crate::transport::{mqtt, socket};
@@ -224,6 +225,13 @@ fn mqtt_options(config: &Config, model: &ModelInfo, password: Option<String>, tl
         max_packet: c.max_packet_bytes,
         session_expiry_s: c.session_expiry_s,
         topics: Topics::new(&c.base, &c.node()),
+        spool: config.spool.path.clone(),
+        spool_limits: spool::Limits {
+            requests: config.spool.max_requests,
+            bytes: config.spool.max_bytes,
+            keep_s: config.spool.keep_s,
+        },
+        attempts: config.spool.attempts,
         open: config.queue.depth + 1,
         request_timeout: config.limits.request_timeout(),
         events: c.events,

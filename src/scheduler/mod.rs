@@ -25,8 +25,8 @@ use backend::{Backend, ModelInfo};
 use queue::Queue;
 
 pub use mailbox::{Update, Wake};
-pub use queue::{Options, Ticket};
-pub use request::{Answer, Code, Failure, Request, Timings};
+pub use queue::{Begin, Options, Ticket};
+pub use request::{Answer, Code, Failure, Priority, Request, Timings};
 
 /// Handle of the engine thread; clones share it.
 #[derive(Clone)]
@@ -73,6 +73,26 @@ impl Scheduler {
     /// [`Code::Busy`] when the queue is full, [`Code::ShuttingDown`] after [`Scheduler::drain`].
     pub fn submit(&self, request: Request, wake: Wake) -> Result<Ticket, Failure> {
         Queue::submit(&self.queue, request, wake)
+    }
+
+    /// Whether [`Scheduler::submit`] would take this request now if `more` others were waiting, `own` of them of the same
+    /// client.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scheduler::submit`].
+    pub fn admits(&self, request: &Request, more: usize, own: usize) -> Result<(), Failure> {
+        self.queue.admits(request, more, own)
+    }
+
+    /// Puts a request into the queue that was admitted before, whether or not the queue is full. `begin` is called on the
+    /// engine thread before the request runs.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ShuttingDown`] after [`Scheduler::drain`].
+    pub fn submit_held(&self, request: Request, wake: Wake, begin: Begin) -> Result<Ticket, Failure> {
+        Queue::submit_held(&self.queue, request, wake, begin)
     }
 
     /// Takes no more requests, fails those that wait, and lets the running one go on until `limit` has passed. The

@@ -1,13 +1,13 @@
 //! The bounded queue between the transports and the engine thread.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::lock::lock;
 use super::mailbox::{Reader, Reply, Update, Wake, mailbox};
-use super::request::{Code, Failure, Request};
+use super::request::{Code, Failure, Priority, Request};
 
 /// How often an idle engine says that it lives.
 const IDLE_BEAT: Duration = Duration::from_millis(500);
@@ -24,16 +24,34 @@ pub struct Options {
     pub max_tokens: usize,
 }
 
+/// Called on the engine thread before a request runs, which waits for it.
+pub type Begin = Box<dyn FnOnce() + Send>;
+
 /// A request on its way through the queue.
 pub(super) struct Job {
     pub(super) request: Request,
     pub(super) reply: Reply,
+    pub(super) begin: Option<Begin>,
     pub(super) submitted: Instant,
     number: u64,
+    /// Start tag of start-time fair queueing, in requests: the later of the tag that is being served and the end of the
+    /// client's request before (Goyal, Vin and Cheng, SIGCOMM 1996).
+    tag: u64,
+}
+
+impl Job {
+    fn order(&self) -> (Priority, u64, u64) {
+        (self.request.priority, self.tag, self.number)
+    }
 }
 
 struct State {
+    /// In the order in which they will be served.
     waiting: VecDeque<Job>,
+    /// Tag of the request that was served last.
+    tag: u64,
+    /// End of each client's latest request, as far as it lies behind `tag`.
+    ends: HashMap<String, u64>,
     running_since: Option<Instant>,
     drain_until: Option<Instant>,
     /// Moving average of what an answer takes.
@@ -53,6 +71,8 @@ impl Queue {
     pub(super) fn new(options: Options) -> Queue {
         let state = State {
             waiting: VecDeque::with_capacity(options.depth + 1),
+            tag: 0,
+            ends: HashMap::new(),
             running_since: None,
             drain_until: None,
             typical: FIRST_GUESS,
@@ -64,25 +84,51 @@ impl Queue {
     pub(super) fn submit(queue: &Arc<Queue>, request: Request, wake: Wake) -> Result<Ticket, Failure> {
         let now = Instant::now();
         let mut state = lock(&queue.state);
+        state.admits(&request, &queue.options, (0, 0), now)?;
+        Ok(Self::enter(queue, &mut state, request, wake, None, now))
+    }
+
+    pub(super) fn admits(&self, request: &Request, more: usize, own: usize) -> Result<(), Failure> {
+        lock(&self.state).admits(request, &self.options, (more, own), Instant::now())
+    }
+
+    pub(super) fn submit_held(
+        queue: &Arc<Queue>,
+        request: Request,
+        wake: Wake,
+        begin: Begin,
+    ) -> Result<Ticket, Failure> {
+        let mut state = lock(&queue.state);
         if state.drain_until.is_some() {
             return Err(shutting_down());
         }
-        // A running request has left `waiting`, one that is about to run has not: count both alike.
-        let ahead = state.waiting.len() + usize::from(state.running_since.is_some());
-        if ahead > queue.options.depth {
-            let retry = state.retry_after(now);
-            let message = format!("{ahead} requests are ahead, the queue is full; try again in {retry} s");
-            return Err(Failure { retry_after_s: Some(retry), ..Failure::new(Code::Busy, message) });
-        }
+        Ok(Self::enter(queue, &mut state, request, wake, Some(begin), Instant::now()))
+    }
+
+    fn enter(
+        queue: &Arc<Queue>,
+        state: &mut State,
+        request: Request,
+        wake: Wake,
+        begin: Option<Begin>,
+        now: Instant,
+    ) -> Ticket {
         let (reply, reader) = mailbox(wake);
-        if ahead > 0 {
-            reply.tell(|update| update.queued = Some(ahead));
-        }
         let number = state.next_number;
         state.next_number += 1;
-        state.waiting.push_back(Job { request, reply, submitted: now, number });
+        let tag = state.take_tag(request.client.as_deref());
+        let job = Job { request, reply, begin, submitted: now, number, tag };
+        let at = state.waiting.partition_point(|other| other.order() <= job.order());
+        let ahead = at + usize::from(state.running_since.is_some());
+        if ahead > 0 {
+            job.reply.tell(|update| update.queued = Some(ahead));
+        }
+        state.waiting.insert(at, job);
+        if at + 1 < state.waiting.len() {
+            state.announce_positions();
+        }
         queue.changed.notify_one();
-        Ok(Ticket { reader, queue: Arc::clone(queue), number })
+        Ticket { reader, queue: Arc::clone(queue), number }
     }
 
     /// The next job for the engine; waits for one. `None` once the queue is drained.
@@ -93,6 +139,9 @@ impl Queue {
             state.expire(Instant::now());
             if let Some(job) = state.waiting.pop_front() {
                 state.running_since = Some(Instant::now());
+                state.tag = state.tag.max(job.tag);
+                let tag = state.tag;
+                state.ends.retain(|_, end| *end > tag);
                 state.announce_positions();
                 return Some(job);
             }
@@ -159,6 +208,45 @@ impl Queue {
 }
 
 impl State {
+    /// Whether there is room. A named client may not take the last quarter of the queue: a hundred requests of one
+    /// leave room for those of others.
+    fn admits(
+        &self,
+        request: &Request,
+        options: &Options,
+        (more, more_own): (usize, usize),
+        now: Instant,
+    ) -> Result<(), Failure> {
+        if self.drain_until.is_some() {
+            return Err(shutting_down());
+        }
+        let busy = |why: String| {
+            let retry = self.retry_after(now);
+            Failure { retry_after_s: Some(retry), ..Failure::new(Code::Busy, format!("{why}; try again in {retry} s")) }
+        };
+        // A running request has left `waiting`, one that is about to run has not: count both alike.
+        let ahead = self.waiting.len() + more + usize::from(self.running_since.is_some());
+        if ahead > options.depth {
+            return Err(busy(format!("{ahead} requests are ahead, the queue is full")));
+        }
+        let Some(client) = &request.client else { return Ok(()) };
+        let waiting = self.waiting.iter().filter(|job| job.request.client.as_ref() == Some(client)).count();
+        let own = waiting + more_own;
+        let share = options.depth - options.depth / 4;
+        if own > share {
+            return Err(busy(format!("{own} requests of this client wait, its share of the queue is {share}")));
+        }
+        Ok(())
+    }
+
+    /// The start tag of the client's next request.
+    fn take_tag(&mut self, client: Option<&str>) -> u64 {
+        let client = client.unwrap_or_default();
+        let tag = self.ends.get(client).map_or(self.tag, |&end| end.max(self.tag));
+        self.ends.insert(client.to_owned(), tag + 1);
+        tag
+    }
+
     fn announce_positions(&self) {
         let running = usize::from(self.running_since.is_some());
         for (at, job) in self.waiting.iter().enumerate() {

@@ -9,12 +9,29 @@ use super::backend::{Finish, Input, InputError, Sampling};
 pub struct Request {
     /// Name for the logs; prompts themselves are never logged.
     pub id: String,
+    /// Who asks, for fairness: whoever has fewer requests before this one goes first. `None` are all those whom the
+    /// transport cannot tell apart.
+    pub client: Option<String>,
+    /// Which requests go before which, whoever asks.
+    pub priority: Priority,
     /// The prompt.
     pub input: Input,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// When the answer is no longer wanted.
     pub deadline: Option<Instant>,
+}
+
+/// Which requests go first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub enum Priority {
+    /// Before all others.
+    High,
+    /// In the order of arrival, clients taking turns.
+    #[default]
+    Normal,
+    /// When nothing else waits.
+    Low,
 }
 
 /// Why a request got no answer. The set is closed: clients may match on it.

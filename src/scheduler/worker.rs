@@ -11,7 +11,10 @@ use super::request::{Answer, Code, Failure, Timings};
 
 /// Serves the queue until it is drained.
 pub(super) fn run(queue: &Queue, backend: &mut dyn Backend) {
-    while let Some(job) = queue.next() {
+    while let Some(mut job) = queue.next() {
+        if let Some(begin) = job.begin.take() {
+            begin();
+        }
         let started = Instant::now();
         let result = serve(queue, backend, &job, started);
         // Before the answer: who sees it may submit again at once and must find the place free.

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
+use crate::scheduler::Priority;
 use crate::scheduler::backend::{Input, InputError, Sampling};
 
 /// Most stop texts of a request.
@@ -109,6 +110,23 @@ impl Fields {
             stop: self.stop()?,
             max_tokens: max_tokens.map(|x| x as usize),
         })
+    }
+
+    /// `priority`: high, normal or low.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else.
+    pub fn priority(&mut self) -> Result<Priority, InputError> {
+        match self.take("priority") {
+            None => Ok(Priority::Normal),
+            Some(value) => match value.as_str() {
+                Some("high") => Ok(Priority::High),
+                Some("normal") => Ok(Priority::Normal),
+                Some("low") => Ok(Priority::Low),
+                _ => Err(wrong("priority", "\"high\", \"normal\" or \"low\"", &value)),
+            },
+        }
     }
 
     /// Any 64-bit integer; a negative one stands for its two's complement.

@@ -7,6 +7,7 @@
 //! info                       retained  JSON: version, model, limits
 //! req/<client>/<id>          in        plain text, or a JSON object
 //! req/<client>/<id>/cancel   in        any payload
+//! dead                       out       requests that were given up: JSON
 //! res/<client>/<id>          out       the answer, QoS 1; JSON for JSON, plain text for plain text
 //! res/<client>/<id>/ev       out       queued, started, prefill, ended: JSON, QoS 0
 //! res/<client>/<id>/tok      out       pieces of the answer, QoS 0, for JSON requests with "stream": true
@@ -15,12 +16,13 @@
 //! A payload is JSON when its content type says `application/json`, plain text when it says `text/…`; without a content
 //! type it is JSON when its first character is `{`.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::fields::{Fields, conversation, messages};
 use super::openai;
 use crate::scheduler::backend::{Input, InputError, Sampling};
-use crate::scheduler::{Answer, Failure};
+use crate::scheduler::{Answer, Failure, Priority};
 
 /// Longest client name or request id, in bytes.
 pub const MAX_NAME: usize = 128;
@@ -41,6 +43,12 @@ pub struct Key {
 }
 
 impl Key {
+    /// Reads what [`Key::path`] gave.
+    pub fn parse(path: &str) -> Option<Key> {
+        let (client, id) = path.split_once('/')?;
+        Some(Key { client: client.into(), id: id.into() })
+    }
+
     /// `client/id`, as it stands in topics and logs.
     pub fn path(&self) -> String {
         format!("{}/{}", self.client, self.id)
@@ -76,6 +84,11 @@ impl Topics {
     /// Retained facts.
     pub fn info(&self) -> String {
         format!("{}/info", self.root)
+    }
+
+    /// Requests that were given up.
+    pub fn dead(&self) -> String {
+        format!("{}/dead", self.root)
     }
 
     /// What the daemon subscribes to.
@@ -145,7 +158,7 @@ impl Topics {
 }
 
 /// The form of a request, and so of its answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
     /// A JSON object.
     Json,
@@ -184,6 +197,8 @@ pub struct WireRequest {
     pub stream: bool,
     /// Seconds until the answer is no longer wanted.
     pub timeout_s: Option<u64>,
+    /// Which requests it goes before.
+    pub priority: Priority,
 }
 
 impl WireRequest {
@@ -207,7 +222,13 @@ impl WireRequest {
             return Err(InputError::new("payload", "the payload is empty; expected a prompt"));
         }
         let input = conversation(None, text, false);
-        Ok(WireRequest { input, sampling: Sampling::default(), stream: false, timeout_s: None })
+        Ok(WireRequest {
+            input,
+            sampling: Sampling::default(),
+            stream: false,
+            timeout_s: None,
+            priority: Priority::Normal,
+        })
     }
 
     fn parse_json(payload: &[u8]) -> Result<WireRequest, InputError> {
@@ -232,6 +253,7 @@ impl WireRequest {
             input,
             stream: fields.flag("stream")?.unwrap_or(false),
             timeout_s: fields.integer("timeout_s", 1..=86_400)?,
+            priority: fields.priority()?,
             sampling: fields.sampling()?,
         })
     }

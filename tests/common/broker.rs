@@ -6,6 +6,11 @@ use std::process::{Child, Command, Stdio};
 
 use super::wait_for;
 
+/// A TCP port that nobody uses now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A broker of one's own.
 pub struct Broker {
     pub child: Child,
@@ -15,8 +20,7 @@ pub struct Broker {
 
 impl Broker {
     pub fn start() -> Broker {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Broker::start_at(port, "")
+        Broker::start_at(free_port(), "")
     }
 
     pub fn start_at(port: u16, more: &str) -> Broker {

@@ -241,7 +241,11 @@ impl Daemon {
         if !has("[socket]") {
             config.push_str("\n[socket]\nmode = \"0600\"\n");
         }
+        if !has("[spool]") {
+            config.push_str("\n[spool]\nkeep_s = 1000\n");
+        }
         let config = config
+            .replace("[spool]", &format!("[spool]\npath = {:?}", at("spool.redb")))
             .replace("[model]", &format!("[model]\npath = {:?}", at("journal")))
             .replace("[socket]", &format!("[socket]\npath = {socket:?}"));
         fs::write(at("config.toml"), config).unwrap();
@@ -249,7 +253,10 @@ impl Daemon {
         let notify = UnixDatagram::bind(at("notify")).unwrap();
         notify.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = fs::OpenOptions::new().create(true).append(true).open(at("log")).unwrap();
-        let mut command = command(std::env::current_exe().unwrap());
+        // A write beyond `limit_file_size` is an error, as on a full disk, and no signal.
+        let plain = command(std::env::current_exe().unwrap());
+        let mut command = Command::new("env");
+        command.arg("--ignore-signal=XFSZ").arg(plain.get_program()).args(plain.get_args());
         command.args(["--exact", "daemon_child", "--ignored", "--nocapture", "--test-threads=1"]);
         command.env(CHILD, at("config.toml")).env("NOTIFY_SOCKET", at("notify")).envs(environment.iter().copied());
         command.env_remove("WATCHDOG_PID");
@@ -300,6 +307,11 @@ impl Daemon {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
+    /// Its directory, for the next daemon.
+    pub(crate) fn into_dir(mut self) -> tempfile::TempDir {
+        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
+    }
+
     pub(crate) fn wait(&mut self) -> ExitStatus {
         wait_for("the daemon's end", || self.child.try_wait().unwrap())
     }
@@ -312,7 +324,7 @@ impl Daemon {
     pub(crate) fn kill(mut self) -> tempfile::TempDir {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
+        self.into_dir()
     }
 
     pub(crate) fn connect(&self) -> UnixStream {
@@ -345,6 +357,30 @@ impl Daemon {
     /// A chat request with one user message and further fields.
     pub(crate) fn chat(&self, prompt: &str, fields: &str) -> String {
         format!(r#"{{"messages":[{{"role":"user","content":"{prompt}"}}]{fields}}}"#)
+    }
+
+    /// Requests that wait in the scheduler.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.request("GET", "/healthz", "").json()["waiting"].as_u64().unwrap()
+    }
+
+    /// Whether nothing waits and nothing runs.
+    pub(crate) fn idle(&self) -> bool {
+        let health = self.request("GET", "/healthz", "").json();
+        health["waiting"] == 0 && health["running"] == false
+    }
+
+    /// Lets those that say @hold hold (again).
+    pub(crate) fn hold(&self) {
+        let _ = fs::remove_file(self.dir.path().join("release"));
+    }
+
+    /// The largest file that the daemon may write from now on.
+    pub(crate) fn limit_file_size(&self, bytes: u64) {
+        let soft = if bytes == u64::MAX { "unlimited".to_owned() } else { bytes.to_string() };
+        let pid = self.child.id().to_string();
+        let status = Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={soft}:unlimited")]).status();
+        assert!(status.expect("prlimit of util-linux").success());
     }
 
     /// Waits until the scheduler has this many requests waiting.

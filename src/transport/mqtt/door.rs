@@ -1,7 +1,8 @@
-//! Open requests and their way through one connection after another.
+//! Open requests and their way through the spool, the scheduler and one connection after another.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -10,15 +11,23 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use super::super::waiting::stopped;
-use super::super::wire::{self, Asked, Form, Key, MAX_CORRELATION, WireRequest};
-use super::link::{Link, Lost, Message, News, PACKET_OVERHEAD, Receipt};
+use super::super::wire::{self, Asked, Form, Key, MAX_CORRELATION};
+use super::link::{Link, Lost, Message, News, PACKET_OVERHEAD};
+use super::open::{self, Envelope, Open, Stage};
 use super::options::Options;
-use super::outbox::{Entry, MAX_IN_FLIGHT, Outbox};
+use super::outbox::{Entry, Outbox};
 use crate::scheduler::backend::InputError;
-use crate::scheduler::{Code, Failure, Request, Scheduler, Ticket};
+use crate::scheduler::{Answer, Code, Failure, Scheduler};
+use crate::spool::{Admission, Held, Spool, State, fail_point, now_s};
 
 /// Time that the farewell may take.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Time that the engine waits for the disk before it begins.
+const BEGIN: Duration = Duration::from_secs(10);
+
+/// Requests whose admission may be under way at once.
+const MAX_ADMITTING: usize = 256;
 
 /// Why a connection is no longer served.
 pub(super) enum End {
@@ -28,39 +37,53 @@ pub(super) enum End {
     Lost(Lost),
 }
 
-/// A request between its arrival and the acknowledgement of its answer.
-struct Open {
-    key: Key,
-    ticket: Ticket,
-    form: Form,
-    reply_to: String,
-    correlation: Option<Vec<u8>>,
-    receipt: Option<Receipt>,
-    digest: u64,
-    stream: bool,
-    /// Collected for the next batch.
-    text: String,
-    thought: String,
-    prefill: Option<(usize, usize)>,
-    pieces: u64,
-    answered: bool,
+/// What the spool's thread says.
+pub(super) enum SpoolNews {
+    /// A former life left these.
+    Held(Vec<Held>),
+    Admitted(Key, Admission),
+    /// The answer is on disk, or cannot be.
+    Stored(Key),
+}
+
+/// What the spool's thread said, and the bell that rings then.
+#[derive(Clone, Default)]
+pub(super) struct Inbox {
+    news: Arc<Mutex<VecDeque<SpoolNews>>>,
+    bell: Arc<Notify>,
+}
+
+impl Inbox {
+    pub(super) fn tell(&self, news: SpoolNews) {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).push_back(news);
+        self.bell.notify_one();
+    }
+
+    fn take(&self) -> VecDeque<SpoolNews> {
+        std::mem::take(&mut self.news.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits for the bell; the scheduler rings it too.
+    pub(super) async fn notified(&self) {
+        self.bell.notified().await;
+    }
 }
 
 /// All requests that came over MQTT.
 pub(super) struct Door {
     options: Options,
     scheduler: Scheduler,
+    spool: Arc<Spool>,
     /// In the order of arrival; few enough to be searched.
     open: Vec<Open>,
     outbox: Outbox,
-    /// Rung by the scheduler when a ticket has news.
-    bell: Arc<Notify>,
+    inbox: Inbox,
 }
 
 impl Door {
-    pub(super) fn new(options: Options, scheduler: Scheduler) -> Door {
-        let (open, outbox, bell) = Default::default();
-        Door { options, scheduler, open, outbox, bell }
+    pub(super) fn new(options: Options, scheduler: Scheduler, spool: Spool, inbox: Inbox) -> Door {
+        let (open, outbox) = Default::default();
+        Door { options, scheduler, spool: Arc::new(spool), open, outbox, inbox }
     }
 
     /// Serves one connection. `up` is called when the broker has accepted it and the subscriptions.
@@ -70,18 +93,24 @@ impl Door {
         stop: &mut watch::Receiver<bool>,
         mut up: impl FnMut(bool),
     ) -> End {
-        let bell = Arc::clone(&self.bell);
+        let inbox = self.inbox.clone();
         let mut batch = interval(self.options.batch);
         batch.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut connected, mut farewell) = (false, None);
+        let (mut connected, mut offline, mut farewell) = (false, false, None);
         loop {
+            self.tend(Some(&*link).filter(|_| connected));
             if connected {
-                self.collect(link);
                 self.send(link);
+            }
+            if farewell.is_some() && !offline && !self.storing() {
+                // After the last answer.
+                offline = true;
+                self.outbox.push(self.state("offline"));
+                continue;
             }
             match farewell {
                 Some(_) if !connected => return End::Stopped,
-                Some(_) if self.outbox.is_empty() => link.disconnect(),
+                Some(_) if self.outbox.is_empty() && !self.storing() => link.disconnect(),
                 _ => {}
             }
             let until = farewell.unwrap_or_else(|| Instant::now() + FAREWELL);
@@ -112,12 +141,11 @@ impl Door {
                     News::Lost(_) if farewell.is_some() => return End::Stopped,
                     News::Lost(lost) => return End::Lost(lost),
                 },
-                () = bell.notified() => {}
+                () = inbox.notified() => {}
                 _ = batch.tick(), if self.has_batch() => self.send_batches(link),
                 () = stopped(stop), if farewell.is_none() => {
                     farewell = Some(Instant::now() + FAREWELL);
-                    self.collect(link);
-                    self.outbox.push(self.state("offline"));
+                    self.tend(Some(link));
                 }
                 () = sleep_until(until.into()), if farewell.is_some() => return End::Stopped,
             }
@@ -126,7 +154,8 @@ impl Door {
 
     /// The connection is gone: answers wait for the next one, states are announced anew.
     pub(super) fn disconnected(&mut self) {
-        self.outbox.disconnected(|entry| !entry.retain);
+        // The broker delivers again what was not acknowledged, and it is refused again.
+        self.outbox.disconnected(|entry| !entry.retain && entry.receipt.is_none());
     }
 
     fn announce(&mut self) {
@@ -134,7 +163,7 @@ impl Door {
             topic: self.options.topics.info(),
             payload: self.options.info.to_string().into_bytes(),
             retain: true,
-            content_type: Some(Form::Json.content_type()),
+            content_type: Some(Form::Json.content_type().into()),
             ..Entry::default()
         };
         self.outbox.push(info);
@@ -145,68 +174,109 @@ impl Door {
         Entry { topic: self.options.topics.state(), payload: word.into(), retain: true, ..Entry::default() }
     }
 
+    /// Goes on with what the spool and the scheduler have said. Without a connection nobody hears of the progress.
+    pub(super) fn tend(&mut self, link: Option<&Link>) {
+        for news in self.inbox.take() {
+            match news {
+                SpoolNews::Held(held) => held.into_iter().for_each(|held| self.revive(held)),
+                SpoolNews::Admitted(key, admission) => self.admitted(&key, admission, link),
+                SpoolNews::Stored(key) => self.stored(&key),
+            }
+        }
+        self.collect(link);
+    }
+
+    fn storing(&self) -> bool {
+        self.open.iter().any(|open| matches!(open.stage, Stage::Answered(_)))
+    }
+
     fn arrived(&mut self, message: Message, link: &Link) {
         match self.options.topics.asked(&message.topic) {
             None => debug!("message outside the request tree"),
             Some(asked) if message.retained => warn!(?asked, "retained request ignored"),
             Some(Asked::Cancel(key)) => {
                 if let Some(open) = find(&mut self.open, &key) {
-                    open.ticket.cancel();
+                    match &open.stage {
+                        Stage::Asked(ticket) => ticket.cancel(),
+                        _ => open.cancelled = true,
+                    }
                 }
             }
             Some(Asked::Answer(key)) => return self.request(key, message, link),
         }
-        acknowledge(link, message.receipt.as_ref());
+        if let Some(receipt) = &message.receipt {
+            link.acknowledge(receipt);
+        }
     }
 
     fn request(&mut self, key: Key, mut message: Message, link: &Link) {
-        let digest = digest(&message);
+        fail_point("mqtt.arrived");
+        let digest = open::digest(&message);
         let receipt = message.receipt.take();
-        if let Some(open) = find(&mut self.open, &key)
-            && open.digest == digest
-        {
-            // A redelivery, or a client that repeats itself: the answer is on its way. The newest receipt counts.
-            if receipt.is_some() {
-                acknowledge(link, std::mem::replace(&mut open.receipt, receipt).as_ref());
-            }
-            return;
-        }
         let form = Form::of(message.content_type.as_deref(), &message.payload);
         let (reply_to, correlation) = match self.reply_address(&key, &message) {
             Ok(address) => address,
             Err(error) => {
-                let reply_to = self.options.topics.response(&key);
-                self.refuse(&key, form, reply_to, None, &error.into());
-                return acknowledge(link, receipt.as_ref());
+                let entry = Entry { topic: self.options.topics.response(&key), receipt, ..Entry::default() };
+                return self.refuse(&key, form, entry, &error.into());
             }
         };
-        match self.submit(&key, form, &message) {
-            Ok((ticket, stream)) => {
-                debug!(id = key.path(), bytes = message.payload.len(), "request over MQTT");
-                let (text, thought, prefill, pieces, answered) = Default::default();
-                let open = Open {
-                    key,
-                    ticket,
-                    form,
-                    reply_to,
-                    correlation,
-                    receipt,
-                    digest,
-                    stream,
-                    text,
-                    thought,
-                    prefill,
-                    pieces,
-                    answered,
-                };
-                self.open.push(open);
+        if let Some(open) = find(&mut self.open, &key) {
+            if open.digest != digest {
+                let entry = Entry { topic: reply_to, correlation, receipt, ..Entry::default() };
+                return self.refuse(&key, form, entry, &mismatch());
             }
-            Err(failure) if failure.code == Code::ShuttingDown && receipt.is_some() => {}
-            Err(failure) => {
-                self.refuse(&key, form, reply_to, correlation, &failure);
-                acknowledge(link, receipt.as_ref());
+            // A redelivery, or a client that repeats itself: the answer is on its way, to where it was asked for last.
+            (open.reply_to, open.correlation) = (reply_to, correlation);
+            match (&open.stage, receipt) {
+                (Stage::Admitting(..), Some(receipt)) => open.receipt = Some(receipt),
+                (_, receipt) => receipt.iter().for_each(|receipt| link.acknowledge(receipt)),
+            }
+            return;
+        }
+        let parsed = open::request(&key, &digest, form, &message.payload);
+        let (mut request, wire) = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                let entry = Entry { topic: reply_to, correlation, receipt, ..Entry::default() };
+                return self.refuse(&key, form, entry, &error.into());
+            }
+        };
+        let room = self.room(&request);
+        if matches!(&room, Err(failure) if failure.code == Code::ShuttingDown) && receipt.is_some() {
+            // The broker keeps it for the next start.
+            return;
+        }
+        let limit = self.options.request_timeout.as_secs();
+        let limits = [Some(limit), message.expiry_s.map(u64::from), wire.timeout_s];
+        let limit = limits.into_iter().flatten().min().unwrap_or(limit);
+        request.deadline = Instant::now().checked_add(Duration::from_secs(limit));
+        debug!(id = key.path(), bytes = message.payload.len(), "request over MQTT");
+        let envelope = Envelope { form, reply_to, correlation, payload: message.payload };
+        let (inbox, named) = (self.inbox.clone(), key.clone());
+        let then = move |admission| inbox.tell(SpoolNews::Admitted(named, admission));
+        let limit = limit.try_into().unwrap_or(u32::MAX);
+        let bytes = room.is_ok().then(|| envelope.encode());
+        self.spool.admit(key.path(), digest, limit, bytes, then);
+        let stage = Stage::Admitting(Box::new(request), room.err());
+        let mut open = Open::new(key, stage, &envelope, digest, wire.stream);
+        open.receipt = receipt;
+        self.open.push(open);
+    }
+
+    /// Whether the request could wait for its turn, those counted that the spool is about to admit.
+    fn room(&self, request: &crate::scheduler::Request) -> Result<(), Failure> {
+        let (mut all, mut own) = (0, 0);
+        for open in &self.open {
+            if let Stage::Admitting(other, None) = &open.stage {
+                all += 1;
+                own += usize::from(other.client == request.client);
             }
         }
+        if all >= MAX_ADMITTING {
+            return Err(busy("the disk does not keep up with the requests".into()));
+        }
+        self.scheduler.admits(request, all, own)
     }
 
     fn reply_address(&self, key: &Key, message: &Message) -> Result<(String, Option<Vec<u8>>), InputError> {
@@ -224,51 +294,137 @@ impl Door {
         }
     }
 
-    fn submit(&self, key: &Key, form: Form, message: &Message) -> Result<(Ticket, bool), Failure> {
-        if self.open.iter().any(|open| open.key == *key) {
-            let why = "a request with this id and another body is in progress; choose another id";
-            return Err(Failure::new(Code::DuplicateMismatch, why));
+    /// The spool has said whether it keeps a request.
+    fn admitted(&mut self, key: &Key, admission: Admission, link: Option<&Link>) {
+        let Some(at) = self.open.iter().position(|open| open.key == *key) else { return };
+        if !matches!(self.open[at].stage, Stage::Admitting(..)) {
+            return;
         }
-        if self.open.len() >= self.options.open + MAX_IN_FLIGHT {
-            // The broker takes no answers: more of them would only pile up here.
-            let why = "the broker does not take the answers of earlier requests";
-            return Err(Failure { retry_after_s: Some(10), ..Failure::new(Code::Busy, why) });
+        let mut open = self.open.remove(at);
+        fail_point("mqtt.admitted");
+        let Stage::Admitting(request, refusal) = std::mem::replace(&mut open.stage, Stage::Sending) else { return };
+        let (correlation, receipt) = (open.correlation.take(), open.receipt.take());
+        if matches!(admission, Admission::Accepted | Admission::Known) {
+            if let (Some(receipt), Some(link)) = (&receipt, link) {
+                link.acknowledge(receipt);
+            }
+            fail_point("mqtt.acknowledged");
         }
-        let wire = WireRequest::parse(form, &message.payload)?;
-        let limits = [
-            Some(self.options.request_timeout),
-            message.expiry_s.map(seconds),
-            wire.timeout_s.map(Duration::from_secs),
-        ];
-        let deadline = limits.into_iter().flatten().min().and_then(|limit| Instant::now().checked_add(limit));
-        let request = Request { id: key.path(), input: wire.input, sampling: wire.sampling, deadline };
-        let bell = Arc::clone(&self.bell);
-        let ticket = self.scheduler.submit(request, Box::new(move || bell.notify_one()))?;
-        Ok((ticket, wire.stream))
+        let failure = match admission {
+            Admission::Accepted => {
+                open.correlation = correlation;
+                return if open.cancelled {
+                    self.finish(open, &Err(Failure::new(Code::Cancelled, "the request was taken back")));
+                } else {
+                    self.ask(open, *request);
+                };
+            }
+            Admission::Known => return,
+            Admission::Answered(answer) => {
+                info!(id = key.path(), "answered again from the spool");
+                let mut entries = open::decode(&answer).unwrap_or_default();
+                for entry in &mut entries {
+                    (entry.topic, entry.correlation) = (open.reply_to.clone(), correlation.clone());
+                }
+                if let Some(last) = entries.last_mut() {
+                    last.receipt = receipt;
+                }
+                if !entries.into_iter().all(|entry| self.outbox.push_refusal(entry)) {
+                    warn!(id = key.path(), "too many messages wait for the broker; a repeated answer is dropped");
+                }
+                return;
+            }
+            Admission::Mismatch => mismatch(),
+            Admission::Full => refusal.unwrap_or_else(|| busy("the spool is full of unanswered requests".into())),
+            Admission::Failed(reason) => busy(format!("the spool cannot be written: {reason}")),
+        };
+        let entry = Entry { topic: open.reply_to, correlation, receipt, ..Entry::default() };
+        self.refuse(key, open.form, entry, &failure);
     }
 
-    fn refuse(&mut self, key: &Key, form: Form, reply_to: String, correlation: Option<Vec<u8>>, failure: &Failure) {
+    /// Hands a request that is on disk to the scheduler.
+    fn ask(&mut self, mut open: Open, request: crate::scheduler::Request) {
+        let (spool, path) = (Arc::clone(&self.spool), open.key.path());
+        let begin = move || {
+            let (sender, written) = channel();
+            spool.started(path, move || {
+                let _ = sender.send(());
+            });
+            let _ = written.recv_timeout(BEGIN);
+            fail_point("mqtt.started");
+        };
+        let inbox = self.inbox.clone();
+        let wake = move || inbox.bell.notify_one();
+        // It is kept for the next start when the daemon is about to end.
+        if let Ok(ticket) = self.scheduler.submit_held(request, Box::new(wake), Box::new(begin)) {
+            open.stage = Stage::Asked(ticket);
+            self.open.push(open);
+        }
+    }
+
+    /// Goes on with a request that a former life left.
+    fn revive(&mut self, held: Held) {
+        let Held { key: path, head, request, answer } = held;
+        let Some(key) = Key::parse(&path) else { return self.spool.forget(path) };
+        let open = |envelope: &Envelope, stream| Open::new(key.clone(), Stage::Sending, envelope, head.digest, stream);
+        if let Some(entries) = answer.as_deref().and_then(open::decode) {
+            let topic = entries.last().map_or_else(String::new, |entry| entry.topic.clone());
+            let envelope = Envelope { form: Form::Json, reply_to: topic, correlation: None, payload: Vec::new() };
+            let open = open(&envelope, false);
+            info!(id = path, "the answer is sent again");
+            self.publish(&open.key, entries);
+            return self.open.push(open);
+        }
+        let Some(envelope) = Envelope::decode(&request) else { return self.spool.forget(path) };
+        let parsed = open::request(&key, &head.digest, envelope.form, &envelope.payload);
+        let open = open(&envelope, parsed.as_ref().is_ok_and(|(_, wire)| wire.stream));
+        if head.state == State::Running && head.attempts >= self.options.attempts {
+            let attempts = head.attempts;
+            error!(id = path, attempts, "this request was running each time the daemon died; it is given up");
+            let value = json!({"client": key.client, "id": key.id, "attempts": attempts, "at": now_s()});
+            let (topic, payload) = (self.options.topics.dead(), value.to_string().into_bytes());
+            self.outbox.push(Entry { topic, payload, ..Entry::default() });
+            let why = format!("the daemon died {attempts} times while it ran this request");
+            return self.finish(open, &Err(Failure::new(Code::Internal, why)));
+        }
+        let left = head.left_s(now_s());
+        match parsed {
+            Err(error) => self.finish(open, &Err(error.into())),
+            Ok(_) if left == 0 => {
+                let failure = Failure::new(Code::Expired, "the deadline passed while the daemon was away");
+                self.finish(open, &Err(failure));
+            }
+            Ok((mut request, _)) => {
+                info!(id = path, attempts = head.attempts, "taken up again");
+                request.deadline = Instant::now().checked_add(Duration::from_secs(left.into()));
+                self.ask(open, request);
+            }
+        }
+    }
+
+    /// Sends a refusal; only then may the broker forget the request.
+    fn refuse(&mut self, key: &Key, form: Form, entry: Entry, failure: &Failure) {
         debug!(id = key.path(), code = failure.code.name(), "refused over MQTT");
-        let entry = failure_entry(form, key, reply_to, correlation, failure);
+        let receipt = entry.receipt;
+        let entry = Entry { receipt, ..failure_entry(form, key, entry.topic, entry.correlation, failure) };
         if !self.outbox.push_refusal(entry) {
             warn!(id = key.path(), "too many refusals wait for the broker; one is dropped");
         }
     }
 
-    /// Takes what the tickets have: events go out, pieces are collected, ends go to the outbox.
-    fn collect(&mut self, link: &Link) {
+    /// Takes what the tickets have: events go out, pieces are collected, ends go to the spool.
+    fn collect(&mut self, link: Option<&Link>) {
         let options = &self.options;
         let event = |key: &Key, value: Value| {
-            if options.events {
+            if let Some(link) = link.filter(|_| options.events) {
                 link.publish_droppable(options.topics.events(key), value.to_string().into_bytes());
             }
         };
-        for open in &mut self.open {
-            if open.answered {
-                continue;
-            }
+        let mut ended = Vec::new();
+        for (at, open) in self.open.iter_mut().enumerate() {
+            let Stage::Asked(ticket) = &open.stage else { continue };
             let key = &open.key;
-            let update = open.ticket.take();
+            let update = ticket.take();
             if let Some(ahead) = update.queued {
                 event(key, json!({"event": "queued", "position": ahead}));
             }
@@ -280,37 +436,71 @@ impl Door {
                 open.text.push_str(&update.text);
                 open.thought.push_str(&update.thought);
             }
-            let Some(result) = update.ended else { continue };
-            open.answered = true;
-            if matches!(&result, Err(failure) if failure.code == Code::ShuttingDown) && open.receipt.is_some() {
-                info!(id = key.path(), "left to the broker for the next start");
-                continue;
+            if let Some(result) = update.ended {
+                open.send_batch(options, link);
+                if !kept(&result) {
+                    event(&open.key, wire::ended(&result));
+                }
+                ended.push((at, result));
             }
-            send_batch(options, open, link);
-            let key = &open.key;
-            event(key, wire::ended(&result));
-            let (reply_to, correlation) = (open.reply_to.clone(), open.correlation.clone());
-            let entry = match &result {
-                Err(failure) => failure_entry(open.form, key, reply_to, correlation, failure),
-                Ok(answer) => Entry {
-                    topic: reply_to,
-                    payload: wire::answer(open.form, key, &options.model, answer),
-                    content_type: Some(open.form.content_type()),
-                    correlation,
-                    ..Entry::default()
-                },
-            };
-            self.outbox.push(Entry { completes: Some(key.clone()), ..entry });
+        }
+        // From the back, so that the places before stay valid.
+        for (at, result) in ended.into_iter().rev() {
+            let open = self.open.remove(at);
+            if kept(&result) {
+                info!(id = open.key.path(), "kept for the next start");
+                self.spool.taken_back(open.key.path());
+            } else {
+                self.finish(open, &result);
+            }
         }
     }
 
+    /// Gives the end of a request to the spool; it goes out when it is on disk.
+    fn finish(&mut self, mut open: Open, result: &Result<Answer, Failure>) {
+        fail_point("mqtt.ended");
+        let (key, reply_to, correlation) = (&open.key, open.reply_to.clone(), open.correlation.clone());
+        let entry = match result {
+            Err(failure) => failure_entry(open.form, key, reply_to, correlation, failure),
+            Ok(answer) => Entry {
+                topic: reply_to,
+                payload: wire::answer(open.form, key, &self.options.model, answer),
+                content_type: Some(open.form.content_type().into()),
+                correlation,
+                ..Entry::default()
+            },
+        };
+        let entries = vec![entry];
+        let (inbox, named) = (self.inbox.clone(), key.clone());
+        self.spool.answered(key.path(), open::encode(&entries), move |_| inbox.tell(SpoolNews::Stored(named)));
+        open.stage = Stage::Answered(entries);
+        self.open.push(open);
+    }
+
+    /// The answer is on disk. (Or the disk takes nothing: then it goes out all the same, and the spool's thread tries on.)
+    fn stored(&mut self, key: &Key) {
+        fail_point("mqtt.stored");
+        let Some(open) = find(&mut self.open, key) else { return };
+        if let Stage::Answered(entries) = std::mem::replace(&mut open.stage, Stage::Sending) {
+            self.publish(key, entries);
+        }
+    }
+
+    /// The last entry of an answer completes its request.
+    fn publish(&mut self, key: &Key, mut entries: Vec<Entry>) {
+        if let Some(last) = entries.last_mut() {
+            last.completes = Some(key.clone());
+        }
+        entries.into_iter().for_each(|entry| self.outbox.push(entry));
+    }
+
     fn has_batch(&self) -> bool {
-        self.open.iter().any(|open| !open.text.is_empty() || !open.thought.is_empty() || open.prefill.is_some())
+        self.open.iter().any(Open::has_batch)
     }
 
     fn send_batches(&mut self, link: &Link) {
         for open in &mut self.open {
-            send_batch(&self.options, open, link);
+            open.send_batch(&self.options, Some(link));
         }
     }
 
@@ -319,7 +509,7 @@ impl Door {
         while let Some(entry) = self.outbox.next(link.in_flight) {
             let bytes = entry.topic.len() + entry.payload.len() + entry.correlation.as_ref().map_or(0, Vec::len);
             if bytes + PACKET_OVERHEAD > link.max_packet {
-                self.shrink(link.max_packet);
+                self.shrink(link);
                 continue;
             }
             if !link.publish(entry) {
@@ -331,14 +521,17 @@ impl Door {
 
     /// Replaces an answer that the broker would not take (and would break the connection over) by a failure, and
     /// drops a failure that is too large itself.
-    fn shrink(&mut self, limit: usize) {
+    fn shrink(&mut self, link: &Link) {
+        let limit = link.max_packet;
         let Some(entry) = self.outbox.discard() else { return };
         warn!(topic = entry.topic, bytes = entry.payload.len(), limit, "larger than the MQTT broker accepts");
+        if let Some(receipt) = &entry.receipt {
+            link.acknowledge(receipt);
+        }
         let Some(key) = entry.completes else { return };
         let Some(open) = find(&mut self.open, &key) else { return };
         if entry.error.is_some() {
-            self.open.retain(|open| open.key != key);
-            return;
+            return self.complete(&key);
         }
         let failure = Failure::new(Code::TooLarge, format!("the answer is larger than the broker's {limit} bytes"));
         let small = failure_entry(open.form, &key, entry.topic, entry.correlation, &failure);
@@ -350,58 +543,44 @@ impl Door {
         if !taken {
             warn!(topic = entry.topic, "the MQTT broker refuses this message; see its access rules");
         }
-        let Some(key) = entry.completes else { return };
-        if let Some(at) = self.open.iter().position(|open| open.key == key) {
-            let open = self.open.remove(at);
-            acknowledge(link, open.receipt.as_ref());
+        if let Some(receipt) = &entry.receipt {
+            link.acknowledge(receipt);
+        }
+        if let Some(key) = entry.completes {
+            self.complete(&key);
         }
     }
-}
 
-fn send_batch(options: &Options, open: &mut Open, link: &Link) {
-    if let Some((done, total)) = open.prefill.take()
-        && options.events
-    {
-        let value = json!({"event": "prefill", "done": done, "total": total});
-        link.publish_droppable(options.topics.events(&open.key), value.to_string().into_bytes());
+    /// The broker has the answer.
+    fn complete(&mut self, key: &Key) {
+        fail_point("mqtt.completed");
+        self.open.retain(|open| open.key != *key);
+        self.spool.done(key.path());
     }
-    if open.text.is_empty() && open.thought.is_empty() {
-        return;
-    }
-    let mut value = json!({"seq": open.pieces, "text": std::mem::take(&mut open.text)});
-    if !open.thought.is_empty() {
-        value["thought"] = json!(std::mem::take(&mut open.thought));
-    }
-    open.pieces += 1;
-    link.publish_droppable(options.topics.tokens(&open.key), value.to_string().into_bytes());
 }
 
 fn failure_entry(form: Form, key: &Key, topic: String, correlation: Option<Vec<u8>>, failure: &Failure) -> Entry {
     Entry {
         topic,
         payload: wire::failure(form, key, failure),
-        content_type: Some(form.content_type()),
+        content_type: Some(form.content_type().into()),
         correlation,
-        error: Some(failure.code.name()),
+        error: Some(failure.code.name().into()),
         ..Entry::default()
     }
 }
 
-fn acknowledge(link: &Link, receipt: Option<&Receipt>) {
-    if let Some(receipt) = receipt {
-        link.acknowledge(receipt);
-    }
+/// Whether the request is left to the next start.
+fn kept(result: &Result<Answer, Failure>) -> bool {
+    matches!(result, Err(failure) if failure.code == Code::ShuttingDown)
 }
 
-fn seconds(seconds: u32) -> Duration {
-    Duration::from_secs(seconds.into())
+fn mismatch() -> Failure {
+    Failure::new(Code::DuplicateMismatch, "another request has this id and another body; choose another id")
 }
 
-/// Tells a repetition from another request under the same name.
-fn digest(message: &Message) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&message.payload, &message.content_type, &message.response_topic, &message.correlation).hash(&mut hasher);
-    hasher.finish()
+fn busy(why: String) -> Failure {
+    Failure { retry_after_s: Some(10), ..Failure::new(Code::Busy, why) }
 }
 
 fn find<'a>(open: &'a mut [Open], key: &Key) -> Option<&'a mut Open> {

@@ -71,7 +71,7 @@ pub(super) struct Message {
 }
 
 /// An acknowledgement that has not been given yet.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Receipt {
     packet: u16,
     link: u64,
@@ -170,8 +170,8 @@ impl Link {
         let properties = PublishProperties {
             payload_format_indicator: Some(1),
             correlation_data: entry.correlation.clone().map(Into::into),
-            user_properties: entry.error.map(|code| ("error".to_owned(), code.to_owned())).into_iter().collect(),
-            content_type: entry.content_type.map(str::to_owned),
+            user_properties: entry.error.iter().map(|code| ("error".to_owned(), code.to_string())).collect(),
+            content_type: entry.content_type.as_deref().map(str::to_owned),
             ..PublishProperties::default()
         };
         let (topic, payload) = (entry.topic.clone(), entry.payload.clone());

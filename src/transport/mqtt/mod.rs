@@ -2,22 +2,18 @@
 //!
 //! # What is acknowledged when
 //!
-//! A request of QoS 1 is acknowledged when the broker has acknowledged its answer, so a daemon that dies in between gets
-//! the request again (the session outlives the connection by `session_expiry_s`). Refusals are acknowledged at once, as
-//! is everything that needs no answer. When the daemon shuts down, requests that it will not answer stay
-//! unacknowledged: the broker delivers them to its successor. Acknowledgements therefore follow completion, not
-//! arrival; brokers match them by packet id.
+//! A request of QoS 1 is acknowledged when it is in the [spool](crate::spool), so whatever happens then, it is answered:
+//! after a crash by the next start. One that is refused is acknowledged when the broker has the refusal, and what needs no
+//! answer at once. The answer goes to the spool before it goes out, and is kept there after the broker has it: the same request again (same client,
+//! id and body) gets the same answer and is not run again.
 //!
 //! The receive maximum is larger than the number of requests that can be open, so the broker never runs out of
 //! permission to deliver the message that `busy` or a cancellation answers to.
-//!
-//! Answers wait in an outbox until the broker has them. Requests with the name of an open one are not started twice.
-//! A finished one is forgotten: should the connection break between the broker's acknowledgement of the answer and the
-//! daemon's of the request, the request is answered again.
 
 mod backoff;
 mod door;
 mod link;
+mod open;
 mod options;
 mod outbox;
 mod tls;
@@ -28,10 +24,11 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use self::backoff::Backoff;
-use self::door::{Door, End};
+use self::door::{Door, End, Inbox, SpoolNews};
 use self::link::Link;
 use super::waiting::stopped;
 use crate::scheduler::Scheduler;
+use crate::spool::Spool;
 
 pub use self::options::Options;
 pub use self::tls::{Tls, TlsError};
@@ -49,7 +46,10 @@ pub async fn run(
 ) {
     let mut backoff = Backoff::new();
     let mut log = LogLimit::default();
-    let mut door = Door::new(options.clone(), scheduler);
+    let inbox = Inbox::default();
+    let told = inbox.clone();
+    let spool = Spool::start(options.spool.clone(), options.spool_limits, move |held| told.tell(SpoolNews::Held(held)));
+    let mut door = Door::new(options.clone(), scheduler, spool, inbox.clone());
     for number in 0.. {
         let mut link = Link::open(&options, number);
         let mut since = None;
@@ -81,11 +81,17 @@ pub async fn run(
             }
             warn!(host, reason, suppressed, "no connection to the MQTT broker; next attempt in {seconds:.1} s");
         }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = stopped(&mut stop) => {
-                info!("shutting down without a connection to the MQTT broker");
-                return;
+        let over = tokio::time::sleep(pause);
+        tokio::pin!(over);
+        loop {
+            door.tend(None);
+            tokio::select! {
+                () = &mut over => break,
+                () = inbox.notified() => {}
+                () = stopped(&mut stop) => {
+                    info!("shutting down without a connection to the MQTT broker");
+                    return;
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What the connection needs to know.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -7,6 +8,7 @@ use serde_json::Value;
 use super::super::wire::Topics;
 use super::outbox::MAX_IN_FLIGHT;
 use super::tls::Tls;
+use crate::spool::Limits;
 
 /// Everything that the connection needs.
 #[derive(Clone)]
@@ -31,6 +33,12 @@ pub struct Options {
     pub session_expiry_s: u32,
     /// The topics.
     pub topics: Topics,
+    /// File of the spool.
+    pub spool: PathBuf,
+    /// Bounds of the spool.
+    pub spool_limits: Limits,
+    /// Times that a request may be running when the daemon dies before it is given up.
+    pub attempts: u8,
     /// Requests that can be open at once: the running one and the queue.
     pub open: usize,
     /// Time for an answer, the queue included.

@@ -1,28 +1,36 @@
 //! What has to reach the broker, without I/O: an entry leaves the outbox when the broker has acknowledged it, and goes
 //! back to its front when the connection is lost before that. The client library would forget it.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use super::super::wire::Key;
+use super::link::Receipt;
 
 /// Publishes that may be unacknowledged at once; a broker may allow fewer.
 pub(super) const MAX_IN_FLIGHT: usize = 16;
 
-/// Refusals beyond this number of waiting entries are dropped. Answers are never: there are no more of them than open
-/// requests.
+/// Refusals and repeated answers beyond this number of waiting entries are dropped. Answers are never: there are no more
+/// of them than open requests.
 const MAX_REFUSALS: usize = 256;
 
 /// A publish of QoS 1.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) topic: String,
     pub(super) payload: Vec<u8>,
     pub(super) retain: bool,
-    pub(super) content_type: Option<&'static str>,
+    pub(super) content_type: Option<Cow<'static, str>>,
     pub(super) correlation: Option<Vec<u8>>,
     /// Code of the failure that the payload tells of, for the user property `error`.
-    pub(super) error: Option<&'static str>,
+    pub(super) error: Option<Cow<'static, str>>,
+    /// The request that may be acknowledged when this entry is: it is not on disk, only its refusal is known.
+    #[serde(skip)]
+    pub(super) receipt: Option<Receipt>,
     /// The open request that is done when this entry is acknowledged.
+    #[serde(skip)]
     pub(super) completes: Option<Key>,
 }
 

@@ -22,7 +22,7 @@ use super::super::openai::{self, ChatRequest, Envelope};
 use super::super::waiting::Waiting;
 use super::body::{AnswerBody, Events, Plain};
 use crate::scheduler::backend::{Input, InputError, ModelInfo, Sampling};
-use crate::scheduler::{Failure, Request, Scheduler, Update};
+use crate::scheduler::{Failure, Priority, Request, Scheduler, Update};
 
 /// Most that is read of a body that is refused for its length.
 const MAX_DISCARDED: usize = 32 << 20;
@@ -69,7 +69,7 @@ impl Service {
         let number = self.0.requests.fetch_add(1, Ordering::Relaxed);
         let id = format!("{:08x}-{number}", self.0.run);
         let deadline = Instant::now().checked_add(self.0.limits.request_timeout);
-        let request = Request { id: id.clone(), input, sampling, deadline };
+        let request = Request { id: id.clone(), client: None, priority: Priority::Normal, input, sampling, deadline };
         Ok((id, Waiting::submit(&self.0.scheduler, request)?))
     }
 

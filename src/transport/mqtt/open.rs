@@ -1,0 +1,159 @@
+//! Requests between their arrival and the broker's word that it has their answer.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::super::wire::{Form, Key, WireRequest};
+use super::link::{Link, Message, Receipt};
+use super::options::Options;
+use super::outbox::Entry;
+use crate::scheduler::backend::{InputError, Sampling};
+use crate::scheduler::{Failure, Request, Ticket};
+
+/// What the spool keeps of a request.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Envelope {
+    pub(super) form: Form,
+    pub(super) reply_to: String,
+    pub(super) correlation: Option<Vec<u8>>,
+    pub(super) payload: Vec<u8>,
+}
+
+impl Envelope {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        // Strings and bytes: this cannot fail.
+        postcard::to_allocvec(self).unwrap_or_default()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Envelope> {
+        postcard::from_bytes(bytes).ok()
+    }
+}
+
+/// What the spool keeps of an answer.
+pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
+    // Strings and bytes: this cannot fail.
+    postcard::to_allocvec(entries).unwrap_or_default()
+}
+
+/// The entries of an answer that the spool kept.
+pub(super) fn decode(answer: &[u8]) -> Option<Vec<Entry>> {
+    postcard::from_bytes(answer).ok()
+}
+
+/// How far a request is.
+pub(super) enum Stage {
+    /// The spool is about to keep it, or is only asked whether it knows it: then with the reason why it is not admitted.
+    Admitting(Box<Request>, Option<Failure>),
+    /// The scheduler has it.
+    Asked(Ticket),
+    /// The spool is about to keep the answer, which goes out then.
+    Answered(Vec<Entry>),
+    /// The answer is in the outbox.
+    Sending,
+}
+
+/// A request that is not done.
+pub(super) struct Open {
+    pub(super) key: Key,
+    pub(super) stage: Stage,
+    pub(super) form: Form,
+    pub(super) reply_to: String,
+    pub(super) correlation: Option<Vec<u8>>,
+    /// What the broker waits for until the request is on disk.
+    pub(super) receipt: Option<Receipt>,
+    pub(super) digest: [u8; 32],
+    pub(super) stream: bool,
+    /// Taken back before the scheduler had it.
+    pub(super) cancelled: bool,
+    /// Collected for the next batch.
+    pub(super) text: String,
+    pub(super) thought: String,
+    pub(super) prefill: Option<(usize, usize)>,
+    pieces: u64,
+}
+
+impl Open {
+    pub(super) fn new(key: Key, stage: Stage, envelope: &Envelope, digest: [u8; 32], stream: bool) -> Open {
+        let (form, reply_to, correlation) = (envelope.form, envelope.reply_to.clone(), envelope.correlation.clone());
+        let (receipt, cancelled, text, thought, prefill, pieces) = Default::default();
+        Open {
+            key,
+            stage,
+            form,
+            reply_to,
+            correlation,
+            receipt,
+            digest,
+            stream,
+            cancelled,
+            text,
+            thought,
+            prefill,
+            pieces,
+        }
+    }
+
+    pub(super) fn has_batch(&self) -> bool {
+        !self.text.is_empty() || !self.thought.is_empty() || self.prefill.is_some()
+    }
+
+    /// Sends what was collected; it may get lost.
+    pub(super) fn send_batch(&mut self, options: &Options, link: Option<&Link>) {
+        let prefill = self.prefill.take();
+        let (text, thought) = (std::mem::take(&mut self.text), std::mem::take(&mut self.thought));
+        let Some(link) = link else { return };
+        if let Some((done, total)) = prefill
+            && options.events
+        {
+            let value = json!({"event": "prefill", "done": done, "total": total});
+            link.publish_droppable(options.topics.events(&self.key), value.to_string().into_bytes());
+        }
+        if text.is_empty() && thought.is_empty() {
+            return;
+        }
+        let mut value = json!({"seq": self.pieces, "text": text});
+        if !thought.is_empty() {
+            value["thought"] = json!(thought);
+        }
+        self.pieces += 1;
+        link.publish_droppable(options.topics.tokens(&self.key), value.to_string().into_bytes());
+    }
+}
+
+/// Tells a repetition from another request under the same name. Where the answer is to go makes no other request.
+pub(super) fn digest(message: &Message) -> [u8; 32] {
+    let content_type = message.content_type.as_deref().unwrap_or_default();
+    let mut hasher = Sha256::new();
+    hasher.update((content_type.len() as u64).to_le_bytes());
+    hasher.update(content_type);
+    hasher.update(&message.payload);
+    hasher.finalize().into()
+}
+
+/// The request for the scheduler. One that names no seed gets one that follows from its name and body: should a crash
+/// make it run again, it says the same again.
+pub(super) fn request(
+    key: &Key,
+    digest: &[u8; 32],
+    form: Form,
+    payload: &[u8],
+) -> Result<(Request, WireRequest), InputError> {
+    let wire = WireRequest::parse(form, payload)?;
+    let seed = wire.sampling.seed.unwrap_or_else(|| {
+        let hash = Sha256::new().chain_update(key.path()).chain_update(digest).finalize();
+        hash.iter().take(8).fold(0, |seed, &byte| seed << 8 | u64::from(byte))
+    });
+    let request = Request {
+        id: key.path(),
+        client: Some(key.client.clone()),
+        priority: wire.priority,
+        input: wire.input.clone(),
+        sampling: Sampling { seed: Some(seed), ..wire.sampling.clone() },
+        deadline: None::<Instant>,
+    };
+    Ok((request, wire))
+}

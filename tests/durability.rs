@@ -1,0 +1,420 @@
+//! What MQTT promises: a request that was acknowledged is answered, once, whatever happens to the daemon or the broker.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::broker::Broker;
+use common::{Daemon, PATIENCE, wait_for};
+use nix::sys::signal::Signal;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::Packet;
+use rumqttc::v5::{Client, Connection, Event, MqttOptions};
+use serde_json::{Value, json};
+
+#[test]
+#[ignore = "started by the other tests as their daemon"]
+fn daemon_child() {
+    common::daemon_child();
+}
+
+/// A client that keeps count of every answer it ever got.
+struct Peer {
+    client: Client,
+    connection: Connection,
+    answers: BTreeMap<String, Vec<String>>,
+    acknowledged: usize,
+    online: bool,
+}
+
+impl Peer {
+    fn connect(port: u16) -> Peer {
+        let mut options = MqttOptions::new("peer", "127.0.0.1", port);
+        options.set_keep_alive(Duration::from_secs(60)).set_max_packet_size(Some(1 << 20)).set_clean_start(false);
+        options.set_session_expiry_interval(Some(3600));
+        let (client, connection) = Client::new(options, 1000);
+        client.subscribe("emberd/n/res/peer/+", QoS::AtLeastOnce).unwrap();
+        client.subscribe("emberd/n/state", QoS::AtLeastOnce).unwrap();
+        let (answers, acknowledged, online) = Default::default();
+        Peer { client, connection, answers, acknowledged, online }
+    }
+
+    fn ask(&self, id: &str, prompt: &str) {
+        self.client.publish(format!("emberd/n/req/peer/{id}"), QoS::AtLeastOnce, false, prompt.to_owned()).unwrap();
+    }
+
+    /// Takes part in the connection until `done` or for so long.
+    fn run(&mut self, time: Duration, mut done: impl FnMut(&Peer) -> bool) -> bool {
+        let until = Instant::now() + time;
+        loop {
+            if done(self) {
+                return true;
+            }
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            match self.connection.recv_timeout(left.min(Duration::from_millis(50))) {
+                Ok(Ok(Event::Incoming(Packet::Publish(publish)))) => {
+                    let topic = String::from_utf8(publish.topic.to_vec()).unwrap();
+                    let text = String::from_utf8(publish.payload.to_vec()).unwrap();
+                    match topic.strip_prefix("emberd/n/res/peer/") {
+                        Some(id) => self.answers.entry(id.to_owned()).or_default().push(text),
+                        None => self.online = text == "online",
+                    }
+                }
+                Ok(Ok(Event::Incoming(Packet::PubAck(_)))) => self.acknowledged += 1,
+                Ok(Err(_)) => std::thread::sleep(Duration::from_millis(50)),
+                _ => {}
+            }
+        }
+    }
+
+    fn wait_online(&mut self) {
+        assert!(self.run(PATIENCE, |client| client.online), "the daemon comes online");
+    }
+
+    fn answer(&mut self, id: &str) -> String {
+        assert!(self.run(PATIENCE, |client| client.answers.contains_key(id)), "no answer to {id}");
+        self.answers[id].last().unwrap().clone()
+    }
+
+    fn answered(&self, id: &str) -> usize {
+        self.answers.get(id).map_or(0, Vec::len)
+    }
+}
+
+/// A broker that forgets nothing: what is tested is the daemon.
+fn broker() -> Broker {
+    Broker::start_at(common::broker::free_port(), "max_queued_messages 0\nmax_inflight_messages 0")
+}
+
+fn starts(journal: &str, prompt: &str) -> usize {
+    let line = format!("start {prompt}");
+    journal.lines().filter(|found| **found == line).count()
+}
+
+/// Lets the daemon die at the n-th time that it reaches a place, starts the next one, and looks at what a client saw.
+fn dies_at(place: &str, id: &str, broker: &Broker, client: &mut Peer, dir: tempfile::TempDir) -> tempfile::TempDir {
+    client.online = false;
+    let mut first = Daemon::start_in(dir, &broker.settings(""), &[("EMBERD_FAIL", place)]);
+    client.wait_online();
+    let prompt = format!("prompt {id}");
+    client.ask(id, &prompt);
+    client.run(PATIENCE, |_| !first.running());
+    assert!(!first.running(), "{place} was never reached");
+    let before = client.answered(id);
+    let second = Daemon::start_in(first.into_dir(), &broker.settings(""), &[]);
+    assert_eq!(client.answer(id), format!("You said: {prompt}"), "{place}");
+    // A repetition gets the same answer and is not run again.
+    wait_for("the end of the request", || second.idle().then_some(()));
+    let runs = starts(&second.journal(), &prompt);
+    let seen = client.answered(id);
+    client.ask(id, &prompt);
+    assert!(client.run(PATIENCE, |client| client.answered(id) > seen), "{place}: no answer to the repetition");
+    assert_eq!(starts(&second.journal(), &prompt), runs, "{place}: ran again after its answer existed");
+    let allowed =
+        2 - usize::from(before > 0 || place.starts_with("mqtt.stored") || place.starts_with("mqtt.completed"));
+    assert!((1..=allowed).contains(&runs), "{place}: ran {runs} times");
+    let texts: BTreeSet<_> = client.answers[id].iter().collect();
+    assert_eq!(texts.len(), 1, "{place}: {texts:?}");
+    second.kill()
+}
+
+#[test]
+fn dying_at_every_step_loses_nothing() {
+    let (broker, mut dir) = (broker(), tempfile::tempdir().unwrap());
+    let mut client = Peer::connect(broker.port);
+    let places = [
+        "mqtt.arrived",
+        "spool.before-commit:3",
+        "spool.after-commit:3",
+        "mqtt.admitted",
+        "mqtt.acknowledged",
+        "mqtt.started",
+        "mqtt.ended",
+        "mqtt.stored",
+        "mqtt.completed",
+    ];
+    for (number, place) in places.iter().enumerate() {
+        dir = dies_at(place, &format!("s{number}"), &broker, &mut client, dir);
+    }
+}
+
+#[test]
+fn a_request_that_kills_the_daemon_twice_is_given_up() {
+    let broker = broker();
+    let mut client = Peer::connect(broker.port);
+    client.client.subscribe("emberd/n/dead", QoS::AtLeastOnce).unwrap();
+    let mut daemon = Daemon::start_in(tempfile::tempdir().unwrap(), &broker.settings(""), &[]);
+    client.wait_online();
+    client.ask("deadly", "@stall");
+    client.ask("other", "harmless");
+    client.run(PATIENCE, |client| starts(&daemon.journal(), "@stall") == 1 && client.acknowledged == 2);
+    daemon = Daemon::start_in(daemon.kill(), &broker.settings(""), &[]);
+    wait_for("the second attempt", || (starts(&daemon.journal(), "@stall") == 2).then_some(()));
+    daemon = Daemon::start_in(daemon.kill(), &broker.settings(""), &[]);
+    assert!(client.answer("deadly").starts_with("error internal: the daemon died 2 times"));
+    assert_eq!(client.answer("other"), "You said: harmless");
+    assert_eq!(starts(&daemon.journal(), "@stall"), 2);
+}
+
+#[test]
+fn another_body_is_refused_and_cancelling_takes_the_right_one() {
+    let broker = broker();
+    let mut client = Peer::connect(broker.port);
+    let daemon = Daemon::start_in(tempfile::tempdir().unwrap(), &broker.settings(""), &[]);
+    client.wait_online();
+    client.ask("1", "one @hold");
+    client.run(PATIENCE, |_| starts(&daemon.journal(), "one @hold") == 1);
+    client.ask("2", "two");
+    client.ask("1", "something else");
+    assert!(client.answer("1").starts_with("error duplicate_mismatch"));
+    client.client.publish("emberd/n/req/peer/2/cancel", QoS::AtLeastOnce, false, "").unwrap();
+    assert!(client.answer("2").starts_with("error cancelled"));
+    daemon.release();
+    assert!(client.run(PATIENCE, |client| client.answered("1") == 2));
+    assert_eq!(client.answers["1"][1], "You said: one @hold");
+    // What was cancelled stays so, and an answered id still refuses another body.
+    client.ask("2", "two");
+    client.ask("1", "something else");
+    assert!(client.run(PATIENCE, |client| client.answered("1") == 3 && client.answered("2") == 2));
+    assert!(client.answers["1"][2].starts_with("error duplicate_mismatch"));
+    assert_eq!(starts(&daemon.journal(), "two"), 0);
+}
+
+#[test]
+fn a_disk_that_takes_nothing_admits_nothing_and_what_is_held_is_served() {
+    let broker = broker();
+    let mut client = Peer::connect(broker.port);
+    let settings = broker.settings("[queue]\ndepth = 100");
+    let mut daemon = Daemon::start_in(tempfile::tempdir().unwrap(), &settings, &[]);
+    client.wait_online();
+    client.ask("held", "held @hold");
+    client.run(PATIENCE, |_| starts(&daemon.journal(), "held @hold") == 1);
+    // A limit of the file size is a full disk to the process.
+    let size = std::fs::metadata(daemon.dir.path().join("spool.redb")).unwrap().len();
+    daemon.limit_file_size(size);
+    let large = "x".repeat(100_000);
+    let full = |client: &Peer| {
+        let refused = client.answers.iter().find(|(_, said)| said[0].starts_with("error busy: the spool"));
+        refused.map(|(id, _)| id.clone())
+    };
+    let mut asked = 0;
+    while full(&client).is_none() {
+        assert!(asked < 60, "{size} bytes never get full");
+        client.ask(&asked.to_string(), &large);
+        client.run(Duration::from_millis(200), |client| full(client).is_some());
+        asked += 1;
+    }
+    let refused = full(&client).unwrap();
+    daemon.release();
+    assert_eq!(client.answer("held"), "You said: held @hold");
+    daemon.limit_file_size(u64::MAX);
+    for attempt in 0.. {
+        client.answers.remove(&refused);
+        client.ask(&refused, &large);
+        // Admitted: the fake model finds it too large.
+        if client.answer(&refused).starts_with("error too_large") {
+            break;
+        }
+        assert!(attempt < 100, "{:?}", client.answers[&refused]);
+        client.run(Duration::from_millis(100), |_| false);
+    }
+    for number in 0..asked {
+        assert!(client.answer(&number.to_string()).starts_with("error"), "{number}");
+    }
+    // What could not be written was written since.
+    daemon = Daemon::start_in(daemon.kill(), &settings, &[]);
+    client.answers.clear();
+    client.ask("held", "held @hold");
+    assert_eq!(client.answer("held"), "You said: held @hold");
+    assert_eq!(starts(&daemon.journal(), "held @hold"), 1);
+}
+
+#[test]
+fn clients_take_turns_and_priorities_go_first() {
+    let broker = broker();
+    let mut client = Peer::connect(broker.port);
+    let daemon = Daemon::start_in(tempfile::tempdir().unwrap(), &broker.settings("[queue]\ndepth = 16"), &[]);
+    client.wait_online();
+    client.ask("0", "first @hold");
+    client.run(PATIENCE, |_| starts(&daemon.journal(), "first @hold") == 1);
+    for number in 1..=5 {
+        client.ask(&number.to_string(), &format!("many {number}"));
+    }
+    client.run(PATIENCE, |_| daemon.waiting() == 5);
+    let other = |id: &str, body: Value| {
+        client.client.publish(format!("emberd/n/req/{id}"), QoS::AtLeastOnce, false, body.to_string()).unwrap();
+    };
+    other("second/1", json!({"prompt": "single"}));
+    other("third/1", json!({"prompt": "later", "priority": "low"}));
+    other("third/2", json!({"prompt": "now", "priority": "high"}));
+    client.run(PATIENCE, |_| daemon.waiting() == 8);
+    daemon.release();
+    client.run(PATIENCE, |_| daemon.idle());
+    let journal = daemon.journal();
+    let order: Vec<&str> = journal.lines().filter_map(|line| line.strip_prefix("start ")).collect();
+    assert_eq!(order, ["first @hold", "now", "single", "many 1", "many 2", "many 3", "many 4", "many 5", "later"]);
+}
+
+#[test]
+fn a_hundred_clients_get_an_answer_or_busy() {
+    let broker = broker();
+    let mut client = Peer::connect(broker.port);
+    client.client.subscribe("emberd/n/res/+/1", QoS::AtLeastOnce).unwrap();
+    let daemon = Daemon::start_in(tempfile::tempdir().unwrap(), &broker.settings("[queue]\ndepth = 32"), &[]);
+    client.wait_online();
+    client.ask("hold", "@hold");
+    client.run(PATIENCE, |_| starts(&daemon.journal(), "@hold") == 1);
+    let mut command = Command::new("sh");
+    let script = format!(
+        "for n in $(seq 100); do mosquitto_pub -h 127.0.0.1 -p {} -q 1 -t emberd/n/req/c$n/1 -m hello & done; wait",
+        broker.port
+    );
+    assert!(command.arg("-c").arg(script).status().unwrap().success());
+    let mut refused = 0;
+    let seen = json_count(&daemon);
+    wait_for("all of them", || {
+        client.run(Duration::from_millis(100), |_| false);
+        refused = daemon.log().matches("refused over MQTT").count();
+        (daemon.waiting() == 32 && refused == 68).then_some(())
+    });
+    daemon.release();
+    wait_for("the queue to run empty", || daemon.idle().then_some(()));
+    assert_eq!(starts(&daemon.journal(), "hello"), 32 + seen);
+}
+
+fn json_count(daemon: &Daemon) -> usize {
+    starts(&daemon.journal(), "hello")
+}
+
+#[test]
+fn a_broker_that_is_killed_frozen_or_wiped_costs_no_acknowledged_request() {
+    let port = common::broker::free_port();
+    let mut broker = Broker::start_at(port, "");
+    let mut client = Peer::connect(port);
+    let daemon = Daemon::start_in(tempfile::tempdir().unwrap(), &broker.settings("keep_alive_s = 5"), &[]);
+    client.wait_online();
+    for round in 0..3 {
+        let id = format!("r{round}");
+        daemon.hold();
+        client.ask(&id, &format!("{id} @hold"));
+        client.run(PATIENCE, |_| starts(&daemon.journal(), &format!("{id} @hold")) == 1);
+        client.online = false;
+        match round {
+            // Sessions, subscriptions and queues of the broker are gone afterwards: its persistence is off.
+            0 => {
+                drop(broker);
+                daemon.release();
+                daemon.wait_journal(&format!("end {id} @hold Ok(Stop)"));
+                broker = Broker::start_at(port, "");
+                client = Peer { answers: client.answers, ..Peer::connect(port) };
+            }
+            // Frozen for longer than the daemon waits for it.
+            1 => {
+                let broker = nix::unistd::Pid::from_raw(broker.child.id().cast_signed());
+                nix::sys::signal::kill(broker, Signal::SIGSTOP).unwrap();
+                daemon.release();
+                wait_for("the daemon to notice", || daemon.log().contains("no connection to the MQTT").then_some(()));
+                nix::sys::signal::kill(broker, Signal::SIGCONT).unwrap();
+            }
+            // Another client takes the daemon's id over, once.
+            _ => {
+                let mut options = MqttOptions::new("emberd-n", "127.0.0.1", port);
+                options.set_keep_alive(Duration::from_secs(30));
+                let (thief, mut connection) = Client::new(options, 10);
+                wait_for("the take-over", || {
+                    matches!(connection.recv(), Ok(Ok(Event::Incoming(Packet::ConnAck(_))))).then_some(())
+                });
+                daemon.release();
+                daemon.wait_journal(&format!("end {id} @hold Ok(Stop)"));
+                drop((thief, connection));
+            }
+        }
+        assert_eq!(client.answer(&id), format!("You said: {id} @hold"));
+        assert_eq!(starts(&daemon.journal(), &format!("{id} @hold")), 1);
+    }
+    assert!(TcpStream::connect(("127.0.0.1", broker.port)).is_ok());
+}
+
+/// Kills at random; `EMBERD_KILLS` and `EMBERD_REQUESTS` set the numbers. The long run:
+/// `EMBERD_KILLS=1000 EMBERD_REQUESTS=10000 cargo test --release --test durability random -- --nocapture`.
+#[test]
+fn random_kills_lose_nothing_and_repeat_nothing() {
+    let number = |name: &str, default: usize| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let fast = cfg!(target_arch = "x86_64");
+    let (kills, requests) =
+        (number("EMBERD_KILLS", if fast { 12 } else { 3 }), number("EMBERD_REQUESTS", if fast { 200 } else { 40 }));
+    let broker = broker();
+    let mut client = Peer::connect(broker.port);
+    let mut random = fastrand::Rng::with_seed(number("EMBERD_SEED", 1) as u64);
+    let settings = broker.settings("[queue]\ndepth = 64\n[spool]\nattempts = 100\nmax_requests = 100000");
+    let mut dir = Some(tempfile::tempdir().unwrap());
+    // Prompts of requests that the broker has, and answers that existed at each kill.
+    let (mut asked, mut killed, mut refused) = (0, 0, 0);
+    let mut runs_when_answered: BTreeMap<String, usize> = BTreeMap::new();
+    let mut daemon = Daemon::start_in(dir.take().unwrap(), &settings, &[]);
+    client.wait_online();
+    let finished =
+        |client: &Peer, id: &str| client.answers.get(id).is_some_and(|a| a.iter().any(|a| a.starts_with("You")));
+    while killed < kills || asked < requests || (0..asked).any(|n| !finished(&client, &n.to_string())) {
+        let burst = (requests - asked).min(requests.div_ceil(kills.max(1)));
+        for number in asked..asked + burst {
+            client.ask(&number.to_string(), &format!("p{number}"));
+        }
+        asked += burst;
+        let pause = Duration::from_micros(random.u64(..if fast { 60_000 } else { 600_000 }));
+        client.run(pause, |_| false);
+        // A client that was told `busy` asks again, and now and then one that has its answer does.
+        let again: Vec<String> = (0..asked)
+            .map(|n| n.to_string())
+            .filter(|id| {
+                let said = client.answers.get(id).and_then(|answers| answers.last());
+                said.is_some_and(|said| said.starts_with("error busy") || random.u8(..) < 4)
+            })
+            .collect();
+        for id in &again {
+            if client.answers[id].last().is_some_and(|said| said.starts_with("error busy")) {
+                refused += 1;
+                client.answers.get_mut(id).unwrap().clear();
+            }
+            client.ask(id, &format!("p{id}"));
+        }
+        if killed < kills {
+            killed += 1;
+            // The runs of what the client has an answer to; they may not grow any more.
+            let next = Daemon::start_in(daemon.kill(), &settings, &[]);
+            let journal = next.journal();
+            let counts = count(&journal);
+            for id in (0..asked).map(|n| n.to_string()).filter(|id| finished(&client, id)) {
+                runs_when_answered.entry(id.clone()).or_insert_with(|| counts[&format!("p{id}")]);
+            }
+            daemon = next;
+        }
+    }
+    client.run(Duration::from_millis(300), |_| false);
+    let journal = daemon.journal();
+    let counts = count(&journal);
+    let (mut different, mut again) = (0, 0);
+    for number in 0..asked {
+        let id = number.to_string();
+        let texts: BTreeSet<&String> = client.answers[&id].iter().filter(|text| text.starts_with("You")).collect();
+        different += usize::from(texts.len() != 1 || **texts.first().unwrap() != format!("You said: p{id}"));
+        again += usize::from(runs_when_answered.get(&id).is_some_and(|&runs| counts[&format!("p{id}")] > runs));
+    }
+    let twice = counts.values().filter(|&&runs| runs > 1).count();
+    println!(
+        "{killed} kills, {asked} requests: 0 lost, {different} answered with two texts, {again} run again after their \
+         answer; {twice} run more than once, {refused} times busy"
+    );
+    assert_eq!((different, again), (0, 0));
+}
+
+fn count(journal: &str) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for prompt in journal.lines().filter_map(|line| line.strip_prefix("start ")) {
+        *counts.entry(prompt.to_owned()).or_default() += 1;
+    }
+    counts
+}
