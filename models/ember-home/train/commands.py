@@ -13,7 +13,7 @@ import json
 
 from home import COLORS, MORE_PLACES, ROOMS, dress, add_typos, is_held, number_words, pick, pick_value, room_name
 
-ON = ["turn on {D}", "switch on {D}", "turn {D} on", "switch {D} on", "put {D} on", "power on {D}", "activate {D}",
+ON = ["turn on {D}", "switch on {D}", "turn {D} on", "switch {D} on", "put {D} on", "power on {D}", "power {D} on", "activate {D}",
       "enable {D}", "get {D} on", "start up {D}", "flip on {D}", "have {D} turned on", "make sure {D} IS on",
       "*put on {D}", "*flip {D} on", "*power up {D}", "*get {D} turned on", "*have {D} switched on", "*power {D} up"]
 OFF = ["turn off {D}", "switch off {D}", "turn {D} off", "switch {D} off", "put {D} off", "power off {D}", "kill {D}",
@@ -78,10 +78,10 @@ THERMOSTAT = [
     ("temp", 6, {"temperature": "degrees"}, LEVEL + ["heat {D} to {V}", "turn {D} up to {V}", "turn {D} down to {V}",
      "set the temperature of {D} to {V}", "warm {D} to {V}", "*turn up {D} to {V}", "*turn down {D} to {V}", "*bring {D} up to {V}"],
      LEVEL_STATE),
-    ("up", 2, {"temperature_step": "few"}, ["turn {D} up by {V}", "raise {D} by {V}", "increase {D} by {V}", "turn up {D} by {V}",
-     "make {D} {V} warmer", "make {D} warmer by {V}", "raise {D} {V}", "*turn {D} {V} up", "*increase {D} {V}", "*heat {D} by {V}"], []),
-    ("down", 2, {"temperature_step": "-few"}, ["turn {D} down by {V}", "lower {D} by {V}", "decrease {D} by {V}", "turn down {D} by {V}",
-     "make {D} {V} cooler", "make {D} cooler by {V}", "drop {D} by {V}", "lower {D} {V}", "*turn {D} {V} down", "*decrease {D} {V}", "*drop {D} {V}"], []),
+    ("up", 3, {"temperature_step": "few"}, ["turn {D} up by {V}", "raise {D} by {V}", "increase {D} by {V}", "turn up {D} by {V}",
+     "make {D} {V} warmer", "make {D} warmer by {V}", "raise {D} {V}", "warm {D} by {V}", "heat up {D} by {V}", "heat {D} up by {V}", "heat {D} {V} more", "increase {D} {V} more", "turn {D} up {V}", "*turn {D} {V} up", "*increase {D} {V}", "*heat {D} by {V}"], []),
+    ("down", 3, {"temperature_step": "-few"}, ["turn {D} down by {V}", "lower {D} by {V}", "decrease {D} by {V}", "turn down {D} by {V}",
+     "make {D} {V} cooler", "make {D} cooler by {V}", "drop {D} by {V}", "lower {D} {V}", "cool {D} by {V}", "turn {D} down {V}", "*turn {D} {V} down", "*decrease {D} {V}", "*drop {D} {V}"], []),
     ("on", 2, {"on": True}, ON, ON_STATE), ("off", 3, {"on": False}, OFF, OFF_STATE),
 ]
 SWITCH = [("on", 1, {"on": True}, ON + ["start {D}"], ON_STATE), ("off", 1, {"on": False}, OFF + ["stop {D}"], OFF_STATE)]
@@ -99,7 +99,7 @@ SOUND = [
     ("down", 1, {"volume_step": "-step"}, ["turn {D} down by {V}", "turn {D} down {V}", "make {D} quieter by {V}", "lower the volume of {D} by {V}",
      "decrease the volume of {D} by {V}", "*turn down {D} by {V}", "*make {D} {V} quieter"], []),
     ("mute", 2, {"muted": True}, ["mute {D}", "silence {D}", "make {D} silent", "*have {D} muted", "*get {D} silent"], ["{D} muted", "*i want {D} muted"]),
-    ("unmute", 1, {"muted": False}, ["unmute {D}", "give {D} sound again", "*turn the sound of {D} on again"], []),
+    ("unmute", 1, {"muted": False}, ["unmute {D}", "give {D} sound again", "turn the sound of {D} back on", "put the sound of {D} on again", "*turn the sound of {D} on again"], []),
 ]
 PLAY = [("play", 2, {"playing": True}, ["play music on {D}", "start the music on {D}", "put music on {D}", "resume {D}", "play {D}",
          "*play the music on {D}", "*resume the music on {D}"], []),

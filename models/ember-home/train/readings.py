@@ -293,7 +293,9 @@ def sensor(rng, held=False):
         place = rng.choice(list(house.data))
         parts = [f"{name_of(m)} {v}{UNIT.get(m, '')}" for m, v in house.data[place].items()]
         title = "Readings" if place is None else room_name(place)[:1].upper() + room_name(place)[1:]
-        return house.text(rng), fill(rng, ALL, held, place), f"{title}: {', '.join(parts)}.", parts, None
+        found = ", ".join(f"{name_of(m)} {v}" for m, v in house.data[place].items())
+        thought = f"all: {found}" if place is None else f"all {room_name(place)}: {found}"
+        return house.text(rng), fill(rng, ALL, held, place), f"{title}: {', '.join(parts)}.", parts, thought
     if how < 0.27:  # a quantity that is not there
         metric = rng.choice(NUMERIC + list(STATES))
         place = None if single else rng.choice(list(house.data) if rng.random() < 0.5 else house.rooms)
