@@ -4,6 +4,8 @@
 //! (libc), and a back end that tests can replace to cut the power at any write. SQLite would do as well, with a
 //! C library to build for every target; LMDB maps its file for writing.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -149,8 +151,12 @@ impl Store {
     /// When the file cannot be opened or is damaged.
     pub(super) fn open(path: &Path, limits: Limits) -> std::result::Result<Store, StoreError> {
         let name = path.display().to_string();
-        let db = Builder::new().set_cache_size(CACHE).create(path);
-        Store::new(name.clone(), db.map_err(|error| StoreError { path: name, reason: error.to_string() })?, limits)
+        // Prompts are personal data.
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let failed = |reason: String| StoreError { path: name.clone(), reason };
+        file.map_err(|error| failed(error.to_string()))?;
+        let db = Builder::new().set_cache_size(CACHE).create(path).map_err(|error| failed(error.to_string()))?;
+        Store::new(name, db, limits)
     }
 
     /// Opens a store on something that stands for a file.

@@ -38,8 +38,12 @@ impl Served {
     pub fn start(dir: &Path, model: &Path, more: &str, environment: &[(&str, &str)]) -> Served {
         let socket = dir.join("emberd.sock");
         let file = dir.join("config.toml");
-        let config =
-            format!("[model]\npath = {}\ncontext = 512\n[socket]\npath = {}\n{more}", json!(model), json!(socket));
+        let config = format!(
+            "[model]\npath = {}\ncontext = 512\n[socket]\npath = {}\n[spool]\npath = {}\n{more}",
+            json!(model),
+            json!(socket),
+            json!(dir.join("spool.redb")),
+        );
         fs::write(&file, config).expect("config");
         let mut command = emberd();
         command.arg("serve").arg("--config").arg(&file).envs(environment.iter().copied());

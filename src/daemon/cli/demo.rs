@@ -201,10 +201,11 @@ impl Daemon {
         let program = std::env::current_exe().map_err(|error| Error::System("cannot find this program", error))?;
         // JSON strings are TOML strings.
         let config = format!(
-            "[model]\npath = {}\ncontext = 1024\n[socket]\npath = {}\n[log]\nlevel = \"warn\"\n\
+            "[model]\npath = {}\ncontext = 1024\n[socket]\npath = {}\n[spool]\npath = {}\n[log]\nlevel = \"warn\"\n\
              [mqtt]\nenabled = true\nhost = \"127.0.0.1\"\nport = {port}\nnode = \"demo\"\n",
             json!(model),
-            json!(place.socket())
+            json!(place.socket()),
+            json!(place.dir.join("spool.redb")),
         );
         let file = place.dir.join("config.toml");
         std::fs::write(&file, config).map_err(|error| Error::Failed(format!("{}: {error}", file.display())))?;
