@@ -229,7 +229,10 @@ impl Door {
             // A redelivery, or a client that repeats itself: the answer is on its way, to where it was asked for last.
             (open.reply_to, open.correlation) = (reply_to, correlation);
             match (&open.stage, receipt) {
-                (Stage::Admitting(..), Some(receipt)) => open.receipt = Some(receipt),
+                // The newest receipt counts; each that is kept back takes a place of the receive maximum.
+                (Stage::Admitting(..), Some(receipt)) => {
+                    open.receipt.replace(receipt).iter().for_each(|older| link.acknowledge(older));
+                }
                 (_, receipt) => receipt.iter().for_each(|receipt| link.acknowledge(receipt)),
             }
             return;
