@@ -69,7 +69,8 @@ impl Fake {
         static WRITING: Mutex<()> = Mutex::new(());
         let _one_at_a_time = WRITING.lock();
         let mut file = fs::OpenOptions::new().create(true).append(true).open(&self.journal).unwrap();
-        writeln!(file, "{line}").unwrap();
+        // In one piece: the daemon may be killed at any moment.
+        file.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
     fn released(&self) -> bool {
