@@ -16,6 +16,9 @@ pub(super) const MAX_IN_FLIGHT: usize = 16;
 /// of them than open requests.
 const MAX_REFUSALS: usize = 256;
 
+/// The same for those that a broker waits for: one that is dropped leaves its client without a word.
+const MAX_OWED: usize = 8192;
+
 /// A publish of QoS 1.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Entry {
@@ -51,7 +54,8 @@ impl Outbox {
 
     /// Adds a refusal; `false` when there are too many already.
     pub(super) fn push_refusal(&mut self, entry: Entry) -> bool {
-        let room = self.waiting.len() < MAX_REFUSALS;
+        let limit = if entry.receipt.is_some() { MAX_OWED } else { MAX_REFUSALS };
+        let room = self.waiting.len() < limit;
         if room {
             self.waiting.push_back(entry);
         }
