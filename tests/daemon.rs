@@ -226,19 +226,31 @@ fn the_example_configuration_is_right_and_shows_the_built_in_values() {
     assert!(uncommented.contains("\ntls = false\n"));
     file.as_file().write_all(uncommented.replace("\ntls = false\n", "\ntls = true\n").as_bytes()).unwrap();
     let mut shown = load(file.path());
-    for key in
-        ["name", "group", "port", "ca_file", "cert_file", "key_file", "client_id", "username", "password_file", "node"]
-    {
+    let examples = [
+        "name",
+        "group",
+        "port",
+        "ca_file",
+        "cert_file",
+        "key_file",
+        "client_id",
+        "username",
+        "password_file",
+        "node",
+        "speeds_file",
+    ];
+    for key in examples {
         assert!(uncommented.contains(&format!("\n{key} = ")), "{key} is not in the example");
     }
     shown.model.name = None;
     shown.socket.group = None;
+    shown.governor.speeds_file = None;
     shown.mqtt.tls = false;
     (shown.mqtt.port, shown.mqtt.ca_file, shown.mqtt.cert_file, shown.mqtt.key_file) = Default::default();
     (shown.mqtt.client_id, shown.mqtt.username, shown.mqtt.password_file, shown.mqtt.node) = Default::default();
     assert_eq!(shown, Config::default());
     let keys = |text: &str| text.lines().filter(|line| line.contains(" = ") && !line.starts_with("# ")).count();
-    assert_eq!(keys(&uncommented), keys(&Config::default().to_toml()) + 10, "a key is missing in the example");
+    assert_eq!(keys(&uncommented), keys(&Config::default().to_toml()) + 11, "a key is missing in the example");
 }
 
 fn ask(daemon: &Daemon, arguments: &[&str]) -> Output {

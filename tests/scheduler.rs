@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use common::{Fake, PATIENCE, wait_for};
 use emberd::daemon::config::Model;
+use emberd::governor::{Admission, Decision, Handle, Sample};
 use emberd::scheduler::backend::{Finish, Input, Sampling};
 use emberd::scheduler::{Answer, Code, Failure, Options, Request, Scheduler, Ticket, Update};
 
 struct Bench {
     dir: tempfile::TempDir,
+    governor: Handle,
     scheduler: Scheduler,
     thread: Option<JoinHandle<()>>,
     exited: Receiver<()>,
@@ -21,17 +23,19 @@ struct Bench {
 fn start(options: Options) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let model = Model { path: dir.path().join("journal"), context: 200, ..Model::default() };
+    let governor = Handle::new(Decision::unlimited(1, 64));
     let (ready, loaded) = channel();
     let (ended, exited) = channel();
     let (scheduler, thread) = Scheduler::start(
         options,
+        governor.clone(),
         move || Ok(Box::new(Fake::new(&model))),
         move |result| ready.send(result).unwrap(),
         move || ended.send(()).unwrap(),
     )
     .unwrap();
     loaded.recv_timeout(PATIENCE).unwrap().unwrap();
-    Bench { dir, scheduler, thread: Some(thread), exited }
+    Bench { dir, governor, scheduler, thread: Some(thread), exited }
 }
 
 impl Bench {
@@ -153,4 +157,33 @@ fn draining_fails_those_that_wait_and_cuts_the_running_one_at_its_limit() {
     assert!(running.take().ended.is_none());
     bench.scheduler.drain(Duration::ZERO);
     assert_eq!(end(&running).unwrap_err().code, Code::ShuttingDown);
+}
+
+/// Heat and memory refuse before the queue does, and let those that run go on.
+#[test]
+fn what_the_governor_does_not_admit_is_refused_with_a_time() {
+    let bench = start(WIDE);
+    let admit = |admission| {
+        let decision = Decision { admission, ..Decision::unlimited(1, 64) };
+        bench.governor.publish(&Sample::default(), decision, None);
+    };
+    let running = bench.submit("@hold").unwrap();
+    bench.wait_journal("start @hold");
+    for (admission, code) in [(Admission::Overheated, Code::Overheated), (Admission::LowMemory, Code::LowMemory)] {
+        admit(admission);
+        let refused = bench.submit("more").err().unwrap();
+        assert_eq!(refused.code, code);
+        assert!(refused.retry_after_s.is_some());
+    }
+    bench.release();
+    assert!(end(&running).is_ok());
+    // What fits is answered, with as many tokens as there is room for; what would fit the context alone is not.
+    admit(Admission::Positions(50));
+    assert_eq!(end(&bench.submit(&"x ".repeat(22)).unwrap()).unwrap().completion_tokens, 6);
+    let refused = end(&bench.submit(&"x".repeat(50)).unwrap()).unwrap_err();
+    assert_eq!(refused.code, Code::LowMemory);
+    assert!(refused.message.contains("50 tokens") && refused.retry_after_s.is_some(), "{refused:?}");
+    assert_eq!(end(&bench.submit(&"x".repeat(200)).unwrap()).unwrap_err().code, Code::TooLarge);
+    admit(Admission::Open);
+    assert!(end(&bench.submit(&"x".repeat(50)).unwrap()).is_ok());
 }

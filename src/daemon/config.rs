@@ -1,6 +1,7 @@
 //! Configuration: built-in values < `/etc/emberd/config.toml` < `/etc/emberd/conf.d/*.toml` < `EMBERD__SECTION__KEY` <
 //! flags. `--config FILE` takes the place of the files below `/etc`.
 
+mod governor;
 mod mqtt;
 mod spool;
 mod values;
@@ -13,6 +14,7 @@ use config::builder::DefaultState;
 use config::{ConfigBuilder, Environment, File, FileFormat};
 use serde::{Deserialize, Serialize};
 
+pub use self::governor::Governor;
 pub use self::mqtt::Mqtt;
 pub use self::spool::Spool;
 pub use self::values::ConfigError;
@@ -37,6 +39,8 @@ pub struct Config {
     pub mqtt: Mqtt,
     /// Where requests over MQTT are kept.
     pub spool: Spool,
+    /// Heat, power, memory and the load of others.
+    pub governor: Governor,
     /// The log.
     pub log: Log,
 }
@@ -221,6 +225,7 @@ impl Config {
         demand("model.kernels", known, || kernels.join(", "), &c.model.kernels)?;
         self.mqtt.check()?;
         self.spool.check()?;
+        self.governor.check()?;
         let octal = self.socket.mode_bits().is_some();
         demand("socket.mode", octal, || "an octal mode such as \"0660\"".into(), &c.socket.mode)?;
         let level = tracing_subscriber::EnvFilter::try_new(&c.log.level);

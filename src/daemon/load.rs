@@ -1,21 +1,33 @@
-//! From the section `[model]` to something that the scheduler can drive.
+//! From the configuration to something that the scheduler can drive.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
-use super::config::{self, Kv};
+use super::calibrate;
+use super::config::{Config, Kv};
+use super::pace::Pace;
+use crate::engine::checkpoint::summary::Summary;
 use crate::engine::generate::{Engine, Progress};
 use crate::engine::kv_cache::KvKind;
 use crate::engine::runner::Options;
 use crate::engine::stream::Delta;
 use crate::engine::template::{ChatRequest, TemplateError};
+use crate::governor::policy::Need;
+use crate::governor::sensors::{self, Sensors};
+use crate::governor::{Decision, Handle, Phase, Speeds, Work};
 use crate::scheduler::backend::{Backend, Input, InputError, ModelInfo, Outcome, Sampling, Step};
 
-/// Loads the model.
+/// Memory that the kernel and its services take of a small machine, and what a control group needs besides the model.
+const SYSTEM: u64 = 96 << 20;
+const PROCESS: u64 = 24 << 20;
+
+/// Loads the model and tells `governor` of it.
 ///
 /// # Errors
 ///
-/// When it cannot be used, naming the file.
-pub(super) fn load(model: &config::Model) -> Result<Box<dyn Backend>, String> {
+/// When it cannot be used, naming the file, or when this machine can never hold it.
+pub(super) fn load(config: &Config, governor: &Handle) -> Result<Box<dyn Backend>, String> {
+    let model = &config.model;
     // The variable is for trying things out on a running system, so it wins over the file.
     let forced = std::env::var("EMBERD_KERNELS").ok().filter(|name| !name.is_empty());
     let kernels = forced.unwrap_or_else(|| model.kernels.clone());
@@ -29,8 +41,29 @@ pub(super) fn load(model: &config::Model) -> Result<Box<dyn Backend>, String> {
         kernels: (kernels != "auto").then_some(kernels),
         ..Options::default()
     };
-    let engine = Engine::load(&model.path, &options).map_err(|error| error.to_string())?;
+    let mut engine = Engine::load(&model.path, &options).map_err(|error| error.to_string())?;
+    let mut need = need(&engine.runner().summary(), engine.runner().context(), model.kv);
+    need.reserve = config.governor.reserve_mb << 20;
+    check_floor(&need)?;
+    let threads = engine.runner().compute().pool.threads();
+    let chunk = options.batch;
+    let key = key(&engine, &model.path, threads);
+    let file = config.governor.speeds_file();
+    let speeds = file.as_ref().and_then(|file| calibrate::known(file, &key, threads));
+    let speeds = match speeds {
+        Some(speeds) => speeds,
+        None if config.governor.enabled && config.governor.calibrate && threads > 1 => {
+            let speeds = calibrate::measure(engine.runner_mut());
+            if let Some(file) = &file {
+                calibrate::keep(file, &key, speeds.clone());
+            }
+            speeds
+        }
+        None => Speeds::unknown(threads),
+    };
+    governor.loaded(need, speeds, Decision::unlimited(threads, chunk));
     let runner = engine.runner();
+    let pace = Pace::new(governor.clone(), runner.knobs().clone(), threads, config.governor.enabled);
     let info = ModelInfo {
         name: model.name(),
         context: runner.context(),
@@ -42,12 +75,76 @@ pub(super) fn load(model: &config::Model) -> Result<Box<dyn Backend>, String> {
             Kv::F32 => "f32".into(),
         },
     };
-    Ok(Box::new(Loaded { engine, info }))
+    Ok(Box::new(Loaded { engine, info, pace, governor: governor.clone(), keep: file.map(|file| (file, key)) }))
+}
+
+/// What the governor has to know of the model.
+fn need(summary: &Summary, context: usize, kv: Kv) -> Need {
+    let width = match kv {
+        Kv::Int8 => 1,
+        Kv::F32 => 4,
+    };
+    let memory = summary.memory(context);
+    Need {
+        weights: memory.weights + memory.activations,
+        // Sliding layers keep a window only: a little too much for long contexts.
+        position: width * memory.kv / context.max(1) as u64,
+        context,
+        reserve: 0,
+    }
+}
+
+/// Refuses a model that cannot stay in memory whatever else is done: every token would read it from the disk.
+fn check_floor(need: &Need) -> Result<(), String> {
+    let sample = Sensors::new(Path::new("/"), 1).read(std::time::Instant::now(), Work::default());
+    let Some(memory) = sample.memory else { return Ok(()) };
+    let (most, whose) = match memory.limit.filter(|limit| *limit < memory.total) {
+        Some(limit) => (limit.saturating_sub(PROCESS), "the control group"),
+        None => (memory.total.saturating_sub(SYSTEM), "this machine"),
+    };
+    let wanted = need.weights + need.position * need.context as u64;
+    if wanted <= most {
+        return Ok(());
+    }
+    let mb = |bytes: u64| bytes.div_ceil(1 << 20);
+    let fit = most.saturating_sub(need.weights) / need.position.max(1);
+    let remedy = if fit >= 256 {
+        format!("`context = {}` in the section [model] would fit", fit / 256 * 256)
+    } else {
+        format!("no context fits: {} MB are the least for this model", mb(need.weights + 256 * need.position))
+    };
+    Err(format!(
+        "memory: the model with a context of {} needs {} MB, {whose} has {} MB for it; {remedy}",
+        need.context,
+        mb(wanted),
+        mb(most)
+    ))
+}
+
+/// What the measured speeds belong to: another board, model or instruction set has others.
+fn key(engine: &Engine, path: &Path, threads: usize) -> String {
+    let board = sensors::board(Path::new("/")).unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let runner = engine.runner();
+    let bytes = runner.summary().weights_per_token;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    format!("{board}, {threads} threads, {}: {name}, {bytes} bytes a token", runner.compute().kernels.name())
 }
 
 struct Loaded {
     engine: Engine,
     info: ModelInfo,
+    pace: Pace,
+    governor: Handle,
+    /// Where the speeds are kept, and under which name.
+    keep: Option<(std::path::PathBuf, String)>,
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if let Some((file, key)) = &self.keep {
+            calibrate::keep(file, key, self.governor.speeds());
+        }
+    }
 }
 
 impl Backend for Loaded {
@@ -84,15 +181,35 @@ impl Backend for Loaded {
         params.seed = sampling.seed;
         let max_tokens = sampling.max_tokens.unwrap_or(self.info.context);
         let total = prompt.len();
-        let mut tell = |progress: Progress<'_>| {
-            on(match progress {
-                Progress::Prefill(done) => Step::Prefill { done, total },
-                Progress::Delta(Delta::Text(text)) => Step::Text(text),
-                Progress::Delta(Delta::Thought(text)) => Step::Thought(text),
-                Progress::Token => Step::Tick,
-            })
+        self.governor.running(true, self.engine.runner().kv_bytes());
+        let pace = &mut self.pace;
+        pace.begin();
+        let (mut read, mut written) = (0, 0);
+        let mut tell = |progress: Progress<'_>| match progress {
+            Progress::Prefill(done) => {
+                let step = Step::Prefill { done, total };
+                let more = done - std::mem::replace(&mut read, done);
+                on(step)?;
+                pace.done(Phase::Prefill, more, &mut || on(step))
+            }
+            Progress::Delta(Delta::Text(text)) => on(Step::Text(text)),
+            Progress::Delta(Delta::Thought(text)) => on(Step::Thought(text)),
+            Progress::Token => {
+                written += 1;
+                on(Step::Tick)?;
+                // The first token comes out of the prompt's last chunk.
+                if written == 1 {
+                    pace.skip();
+                    return ControlFlow::Continue(());
+                }
+                pace.done(Phase::Decode, 1, &mut || on(Step::Tick))
+            }
         };
         let outcome = self.engine.generate(prompt, params, &sampling.stop, max_tokens, &mut tell);
+        if self.engine.runner().kv_bytes() as u64 > self.governor.decision().cache_bytes {
+            self.engine.runner_mut().release();
+        }
+        self.governor.running(false, self.engine.runner().kv_bytes());
         let outcome = outcome.map_err(|error| error.to_string())?;
         Ok(Outcome {
             finish: outcome.finish,

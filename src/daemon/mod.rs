@@ -1,9 +1,12 @@
 //! The only module that knows everybody: command line, configuration, start-up and shutdown, systemd, exit codes.
 
+mod calibrate;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 mod error;
 mod load;
+mod pace;
 mod serve;
 mod systemd;
 

@@ -1,6 +1,7 @@
 //! Start-up, read downwards, and shutdown.
 
 use std::io;
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use tracing::{error, info, warn};
 use super::config::{self, Config};
 use super::error::Error;
 use super::systemd::{Watchdog, passed_socket, tell};
+use crate::governor::policy::{Need, Settings};
+use crate::governor::sensors::Sensors;
+use crate::governor::{Decision, Governor, Handle};
 use crate::scheduler::backend::{Backend, ModelInfo};
 use crate::scheduler::{Options, Scheduler};
 use crate::spool;
@@ -37,7 +41,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// When it cannot start, or the engine ends unexpectedly, or a second signal cuts the shutdown short.
 pub fn serve<F>(config: Config, load: F) -> Result<(), Error>
 where
-    F: FnOnce(&config::Model) -> Result<Box<dyn Backend>, String> + Send + 'static,
+    F: FnOnce(&Config, &Handle) -> Result<Box<dyn Backend>, String> + Send + 'static,
 {
     let io = std::thread::Builder::new().name("io".into()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -53,7 +57,7 @@ where
 
 async fn run<F>(config: Config, load: F) -> Result<(), Error>
 where
-    F: FnOnce(&config::Model) -> Result<Box<dyn Backend>, String> + Send + 'static,
+    F: FnOnce(&Config, &Handle) -> Result<Box<dyn Backend>, String> + Send + 'static,
 {
     let mut signals = Signals::new().map_err(|error| Error::System("cannot handle signals", error))?;
     let (password, tls) = (config.mqtt.password()?, config.mqtt.encryption()?);
@@ -68,6 +72,7 @@ where
         "serving"
     );
 
+    let governor = govern(&config, &engine.scheduler, &model)?;
     let (stop, stopped) = watch::channel(false);
     let (connected, mut mqtt_state) = watch::channel(false);
     let mut doors = JoinSet::new();
@@ -107,6 +112,7 @@ where
         }
     }
     let died = thread.join().is_err() || !draining;
+    drop(governor);
     let _ = stop.send(true);
     tokio::select! {
         () = async { while doors.join_next().await.is_some() {} } => {}
@@ -132,12 +138,13 @@ impl Engine {
     /// thread is left to the end of the process then.
     async fn start<F>(config: &Config, load: F, signals: &mut Signals) -> Result<Option<(Engine, ModelInfo)>, Error>
     where
-        F: FnOnce(&config::Model) -> Result<Box<dyn Backend>, String> + Send + 'static,
+        F: FnOnce(&Config, &Handle) -> Result<Box<dyn Backend>, String> + Send + 'static,
     {
         let options = Options { depth: config.queue.depth, max_tokens: config.limits.max_tokens };
         let (ready, mut loaded) = oneshot::channel();
         let (ended, exited) = oneshot::channel();
-        let section = config.model.clone();
+        let (own, governor) = (config.clone(), Handle::new(Decision::unlimited(1, 1)));
+        let known = governor.clone();
         // Nobody listens any more when a signal came first.
         let ready = move |result| {
             let _ = ready.send(result);
@@ -145,7 +152,7 @@ impl Engine {
         let ended = move || {
             let _ = ended.send(());
         };
-        let (scheduler, thread) = Scheduler::start(options, move || load(&section), ready, ended)
+        let (scheduler, thread) = Scheduler::start(options, governor, move || load(&own, &known), ready, ended)
             .map_err(|error| Error::System("cannot start the thread engine", error))?;
         let mut news = tokio::time::interval(LOADING_NEWS);
         let mut extensions = 0;
@@ -181,6 +188,28 @@ fn listen(section: &config::Socket) -> Result<Listener, BindError> {
         warn!(%socket, %configured, "socket.path is not where the service manager listens; clients have to use the former");
     }
     Ok(listener)
+}
+
+/// Starts to decide how hard the engine computes, unless that is switched off.
+fn govern(config: &Config, scheduler: &Scheduler, model: &ModelInfo) -> Result<Option<Governor>, Error> {
+    let section = &config.governor;
+    if !section.enabled {
+        return Ok(None);
+    }
+    let handle = scheduler.governor().clone();
+    let reserve = section.reserve_mb << 20;
+    let need = handle.need().unwrap_or(Need { weights: 0, position: 0, context: model.context, reserve });
+    let settings = Settings {
+        threads: model.threads,
+        chunk: handle.decision().chunk,
+        set_point: section.set_point_c,
+        cautious: section.duty_without_sensor,
+        share: section.share,
+        need,
+    };
+    let cpus = std::thread::available_parallelism().map_or(model.threads, |cpus| cpus.get());
+    let started = Governor::start(settings, Sensors::new(Path::new("/"), cpus), handle);
+    started.map(Some).map_err(|error| Error::System("cannot start the thread governor", error))
 }
 
 fn status(config: &Config, connected: bool) -> &'static str {

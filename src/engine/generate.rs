@@ -57,7 +57,7 @@ pub enum Progress<'a> {
     Prefill(usize),
     /// More of the answer, or of what the model thinks before it.
     Delta(&'a Delta),
-    /// A token that gave no text yet.
+    /// A token is done; its text, if it gave any, came before.
     Token,
 }
 
@@ -114,6 +114,11 @@ impl Engine {
         &self.runner
     }
 
+    /// As [`Engine::runner`], to run tokens by hand.
+    pub fn runner_mut(&mut self) -> &mut Runner {
+        &mut self.runner
+    }
+
     /// The vocabulary.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
@@ -167,7 +172,8 @@ impl Engine {
                 outcome.finish = Finish::Stop;
                 break;
             }
-            if tell(&stream.push(&self.tokenizer, token), on).is_break() {
+            let told = tell(&stream.push(&self.tokenizer, token), on);
+            if told.is_break() || on(Progress::Token).is_break() {
                 return Ok(outcome);
             }
             if stream.stopped() {
@@ -188,8 +194,5 @@ impl Engine {
 }
 
 fn tell(deltas: &[Delta], on: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
-    if deltas.is_empty() {
-        return on(Progress::Token);
-    }
     deltas.iter().try_for_each(|delta| on(Progress::Delta(delta)))
 }

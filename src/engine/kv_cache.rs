@@ -128,6 +128,17 @@ impl KvCache {
         self.len = 0;
     }
 
+    /// As [`KvCache::clear`], and gives the memory back.
+    pub fn release(&mut self) {
+        self.clear();
+        for head in self.heads.iter_mut().flatten() {
+            match head {
+                Head::F32 { k, v } => (k.data, v.data) = Default::default(),
+                Head::Int8 { k, v } => (k.data, v.data) = Default::default(),
+            }
+        }
+    }
+
     /// Stores the keys and values `[kv_heads, head_dim]` of one position. `k_step` and `v_step` are the layer's cache steps.
     pub fn put(&mut self, layer: usize, position: usize, k: &[f32], v: &[f32], k_step: f32, v_step: f32) {
         let heads = &mut self.heads[layer];

@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::engine::checkpoint::config::Config;
 use crate::engine::checkpoint::source::Source;
@@ -94,8 +96,31 @@ pub enum RunError {
     NoTokens,
 }
 
+/// What may be changed while a model runs; clones are the same. It takes effect at the next batch of a prompt or the next
+/// token and changes no result.
+#[derive(Clone, Debug, Default)]
+pub struct Knobs(Arc<[AtomicUsize; 3]>);
+
+impl Knobs {
+    /// Threads for prompts and for answers, and tokens of a batch; 0 and what is too large mean all there are.
+    pub fn set(&self, prefill: usize, decode: usize, batch: usize) {
+        for (knob, value) in self.0.iter().zip([prefill, decode, batch]) {
+            knob.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// What was set, or `all` instead of 0.
+    fn get(&self, knob: usize, all: usize) -> usize {
+        match self.0[knob].load(Ordering::Relaxed) {
+            0 => all,
+            value => value.min(all),
+        }
+    }
+}
+
 /// A model that runs.
 pub struct Runner {
+    knobs: Knobs,
     on: Compute,
     model: Model,
     cache: KvCache,
@@ -129,6 +154,7 @@ impl Runner {
         let pool = Pool::new(threads).map_err(|source| LoadError::Threads { threads, source })?;
         let limit = checkpoint.config.max_position_embeddings;
         Ok(Runner {
+            knobs: Knobs::default(),
             cache: KvCache::new(&checkpoint.config, options.kv),
             act: Activations::new(&pool),
             context: if options.context == 0 { limit } else { options.context.min(limit) },
@@ -178,6 +204,16 @@ impl Runner {
         self.cache.clear();
     }
 
+    /// What may be changed while it runs.
+    pub fn knobs(&self) -> &Knobs {
+        &self.knobs
+    }
+
+    /// Forgets all tokens and gives the memory of their keys and values back.
+    pub fn release(&mut self) {
+        self.cache.release();
+    }
+
     /// Runs `tokens` and returns the logits `[vocab]` after the last one; `None` when `progress` (called with the number of
     /// tokens done after every batch) breaks.
     pub fn run(
@@ -186,11 +222,16 @@ impl Runner {
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Option<&mut [f32]>, RunError> {
         self.check(tokens)?;
-        let batches = tokens.len().div_ceil(self.batch);
-        for (i, batch) in tokens.chunks(self.batch).enumerate() {
-            let keep = if i + 1 == batches { Keep::Last } else { Keep::None };
-            self.model.forward(&self.on, &mut self.cache, &mut self.act, batch, keep);
-            if progress((i * self.batch + batch.len()).min(tokens.len())).is_break() {
+        let mut done = 0;
+        while done < tokens.len() {
+            // One token is a step of an answer, and bound by memory, wherever it comes from.
+            let phase = usize::from(tokens.len() == 1);
+            self.on.pool.set_width(self.knobs.get(phase, self.on.pool.threads()));
+            let end = tokens.len().min(done + self.knobs.get(2, self.batch));
+            let keep = if end == tokens.len() { Keep::Last } else { Keep::None };
+            self.model.forward(&self.on, &mut self.cache, &mut self.act, &tokens[done..end], keep);
+            done = end;
+            if progress(done).is_break() {
                 return Ok(None);
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::decision::{Admission, Cause, Decision, Level};
+use super::policy::{Need, Speeds};
 use super::sample::{Sample, Work};
 
 /// What the engine does with a token.
@@ -67,7 +68,15 @@ struct State {
     prefill_per_s: f64,
     decode_per_s: f64,
     work: Work,
+    need: Option<Need>,
+    speeds: Speeds,
 }
+
+/// A measurement so far off what is known has another reason than the number of threads: it is not learned from.
+const BELIEVED: std::ops::RangeInclusive<f64> = 0.7..=1.5;
+
+/// Tokens of a prompt from which a chunk counts as a measurement.
+pub const TYPICAL_CHUNK: usize = 32;
 
 /// Share of the newest measurement in the speeds that are shown.
 const NEWEST: f64 = 0.2;
@@ -82,6 +91,8 @@ impl Handle {
             prefill_per_s: 0.0,
             decode_per_s: 0.0,
             work: Work::default(),
+            need: None,
+            speeds: Speeds::default(),
         })))
     }
 
@@ -122,23 +133,55 @@ impl Handle {
         state.power_fault = power_fault;
     }
 
-    /// Says that the engine computed `tokens` in `time`, pauses not counted.
-    pub fn computed(&self, phase: Phase, tokens: usize, time: Duration) {
+    /// Tells what the loaded model needs, what is known of its speed, and what holds until a governor decides.
+    pub fn loaded(&self, need: Need, speeds: Speeds, first: Decision) {
+        let mut state = self.state();
+        state.decision = first;
+        state.need = Some(need);
+        state.speeds = speeds;
+    }
+
+    /// What the loaded model needs, if one was described.
+    pub fn need(&self) -> Option<Need> {
+        self.state().need
+    }
+
+    /// What is known of the engine's speed.
+    pub fn speeds(&self) -> Speeds {
+        self.state().speeds.clone()
+    }
+
+    /// Says that the engine computed `tokens` with `threads` in `time`, pauses not counted.
+    pub fn computed(&self, phase: Phase, threads: usize, tokens: usize, time: Duration) {
         let mut state = self.state();
         state.work.tokens += tokens as u64;
-        if !time.is_zero() {
-            let speed = tokens as f64 / time.as_secs_f64();
-            let shown = match phase {
-                Phase::Prefill => &mut state.prefill_per_s,
-                Phase::Decode => &mut state.decode_per_s,
-            };
-            *shown = if *shown == 0.0 { speed } else { *shown + NEWEST * (speed - *shown) };
+        if time.is_zero() || tokens == 0 {
+            return;
+        }
+        let speed = tokens as f64 / time.as_secs_f64();
+        let shown = match phase {
+            Phase::Prefill => &mut state.prefill_per_s,
+            Phase::Decode => &mut state.decode_per_s,
+        };
+        *shown = if *shown == 0.0 { speed } else { *shown + NEWEST * (speed - *shown) };
+        let relative = state.speeds.known(phase, threads).map(|known| speed / known);
+        if let Some(relative) = relative {
+            let old = state.work.relative_speed.unwrap_or(relative);
+            state.work.relative_speed = Some(old + NEWEST * (relative - old));
+        }
+        // Short chunks pay for their beginning and end; a machine that is held back or shared says nothing of threads.
+        let typical = phase == Phase::Decode || tokens >= TYPICAL_CHUNK;
+        let undisturbed = state.decision.cause == Cause::Nothing && state.sample.other_load < 0.3;
+        if typical && undisturbed && relative.is_none_or(|relative| BELIEVED.contains(&relative)) {
+            state.speeds.learn(phase, threads, speed);
         }
     }
 
-    /// Says whether a request is running.
-    pub fn running(&self, running: bool) {
-        self.state().work.running = running;
+    /// Says whether a request is running, and how many bytes the engine keeps for keys and values.
+    pub fn running(&self, running: bool, cache_bytes: usize) {
+        let mut state = self.state();
+        state.work.running = running;
+        state.work.cache_bytes = cache_bytes as u64;
     }
 
     /// What the engine did since the start.

@@ -11,10 +11,15 @@
 
 mod decision;
 mod handle;
+pub mod policy;
+mod run;
 mod sample;
 pub mod sensors;
+pub mod simulator;
 
 pub use decision::{Admission, Cause, Decision, Effort, Level};
-pub use handle::{Handle, Phase, Snapshot};
+pub use handle::{Handle, Phase, Snapshot, TYPICAL_CHUNK};
+pub use policy::{Policy, Speeds};
+pub use run::Governor;
 pub use sample::{Fan, Firmware, Memory, Pressure, Process, Sample, Temperature, Work};
 pub use sensors::Sensors;

@@ -102,6 +102,8 @@ pub struct Work {
     pub tokens: u64,
     /// Whether a request is running.
     pub running: bool,
+    /// Bytes that the engine keeps for keys and values.
+    pub cache_bytes: u64,
     /// Latest speed over the best known one with as many threads; `None` while there is nothing to compare.
     pub relative_speed: Option<f64>,
 }

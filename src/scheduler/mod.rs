@@ -9,6 +9,7 @@
 //! A job pairs a [`Request`] with a mailbox; the transport keeps the [`Ticket`], and dropping the ticket takes the
 //! request back. The scheduler never learns who listens, and never waits for them.
 
+mod admission;
 pub mod backend;
 mod lock;
 mod mailbox;
@@ -17,6 +18,7 @@ mod request;
 mod worker;
 
 use crate::engine::template::STACK_BYTES;
+use crate::governor::Handle;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -32,25 +34,27 @@ pub use request::{Answer, Code, Failure, Priority, Request, Timings};
 #[derive(Clone)]
 pub struct Scheduler {
     queue: Arc<Queue>,
+    governor: Handle,
 }
 
 impl Scheduler {
     /// Starts the thread `engine`, which loads the model by `load` and then serves requests until it is drained.
     ///
     /// `ready` is called on that thread with the facts about the model or with the error of `load`; `exited` is called
-    /// when the thread ends, for whatever reason.
+    /// when the thread ends, for whatever reason. What `governor` does not admit is refused.
     ///
     /// # Errors
     ///
     /// When the thread cannot be started.
     pub fn start(
         options: Options,
+        governor: Handle,
         load: impl FnOnce() -> Result<Box<dyn Backend>, String> + Send + 'static,
         ready: impl FnOnce(Result<ModelInfo, String>) + Send + 'static,
         exited: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<(Scheduler, JoinHandle<()>)> {
         let queue = Arc::new(Queue::new(options));
-        let shared = Arc::clone(&queue);
+        let (shared, own) = (Arc::clone(&queue), governor.clone());
         // Templates are parsed and rendered on this thread.
         let thread = std::thread::Builder::new().name("engine".into()).stack_size(STACK_BYTES);
         let thread = thread.spawn(move || {
@@ -58,20 +62,22 @@ impl Scheduler {
             match load() {
                 Ok(mut backend) => {
                     ready(Ok(backend.info().clone()));
-                    worker::run(&shared, backend.as_mut());
+                    worker::run(&shared, &own, backend.as_mut());
                 }
                 Err(error) => ready(Err(error)),
             }
         })?;
-        Ok((Scheduler { queue }, thread))
+        Ok((Scheduler { queue, governor }, thread))
     }
 
     /// Puts a request into the queue. `wake` is called whenever the ticket has something new.
     ///
     /// # Errors
     ///
-    /// [`Code::Busy`] when the queue is full, [`Code::ShuttingDown`] after [`Scheduler::drain`].
+    /// [`Code::Busy`] when the queue is full, [`Code::ShuttingDown`] after [`Scheduler::drain`], [`Code::Overheated`] or
+    /// [`Code::LowMemory`] when the machine cannot bear more.
     pub fn submit(&self, request: Request, wake: Wake) -> Result<Ticket, Failure> {
+        admission::any(&self.governor)?;
         Queue::submit(&self.queue, request, wake)
     }
 
@@ -109,6 +115,11 @@ impl Scheduler {
     /// Requests that wait, and whether one is running.
     pub fn load(&self) -> (usize, bool) {
         self.queue.load()
+    }
+
+    /// What the governor decided last, and why.
+    pub fn governor(&self) -> &Handle {
+        &self.governor
     }
 
     /// Whether [`Scheduler::drain`] was called.

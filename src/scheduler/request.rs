@@ -51,6 +51,10 @@ pub enum Code {
     DuplicateMismatch,
     /// The daemon is about to end.
     ShuttingDown,
+    /// The processor is too hot to take more; try again later.
+    Overheated,
+    /// Memory is too short for it now; try a shorter one, or again later.
+    LowMemory,
     /// The daemon's own fault.
     Internal,
 }
@@ -66,6 +70,8 @@ impl Code {
             Code::Cancelled => "cancelled",
             Code::DuplicateMismatch => "duplicate_mismatch",
             Code::ShuttingDown => "shutting_down",
+            Code::Overheated => "overheated",
+            Code::LowMemory => "low_memory",
             Code::Internal => "internal",
         }
     }

@@ -5,18 +5,20 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::admission;
 use super::backend::{Backend, Finish, Outcome, Sampling, Step};
 use super::queue::{Job, Queue, cancelled, expired, shutting_down};
 use super::request::{Answer, Code, Failure, Timings};
+use crate::governor::Handle;
 
 /// Serves the queue until it is drained.
-pub(super) fn run(queue: &Queue, backend: &mut dyn Backend) {
+pub(super) fn run(queue: &Queue, governor: &Handle, backend: &mut dyn Backend) {
     while let Some(mut job) = queue.next() {
         if let Some(begin) = job.begin.take() {
             begin();
         }
         let started = Instant::now();
-        let result = serve(queue, backend, &job, started);
+        let result = serve(queue, governor, backend, &job, started);
         // Before the answer: who sees it may submit again at once and must find the place free.
         queue.done();
         log(&job, started, &result);
@@ -24,9 +26,16 @@ pub(super) fn run(queue: &Queue, backend: &mut dyn Backend) {
     }
 }
 
-fn serve(queue: &Queue, backend: &mut dyn Backend, job: &Job, started: Instant) -> Result<Answer, Failure> {
+fn serve(
+    queue: &Queue,
+    governor: &Handle,
+    backend: &mut dyn Backend,
+    job: &Job,
+    started: Instant,
+) -> Result<Answer, Failure> {
     let prompt = backend.encode(&job.request.input)?;
-    let room = room(prompt.len(), backend.info().context)?;
+    let context = admission::positions(governor, prompt.len(), backend.info().context)?;
+    let room = room(prompt.len(), context)?;
     let wanted = job.request.sampling.max_tokens.unwrap_or(usize::MAX);
     let max_tokens = wanted.min(queue.options.max_tokens).min(room);
     let sampling = Sampling { max_tokens: Some(max_tokens), ..job.request.sampling.clone() };

@@ -175,7 +175,8 @@ pub(crate) fn daemon_child() {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
     let sources = Sources { file: Some(file.into()), ..Sources::default() };
     let result = Config::load(&sources).map_err(Into::into).and_then(|config| {
-        emberd::daemon::serve(config, |model| {
+        emberd::daemon::serve(config, |config, _| {
+            let model = &config.model;
             let fake = Fake::new(model);
             while model.path.with_file_name("loading").exists() {
                 std::thread::sleep(Duration::from_millis(5));

@@ -168,7 +168,7 @@ async fn refusal(response: Response<Incoming>) -> Error {
 fn failure(value: &Value) -> Error {
     let message = value["error"]["message"].as_str().unwrap_or("no reason given").to_owned();
     match value["error"]["code"].as_str() {
-        Some("busy" | "shutting_down") => Error::Busy(message),
+        Some("busy" | "shutting_down" | "overheated" | "low_memory") => Error::Busy(message),
         _ => Error::Refused(message),
     }
 }

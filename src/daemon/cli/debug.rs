@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::super::error::Error;
 use super::model::{RunModel, print, progress, read, tokenizer};
+use super::thermal::{self, Thermal};
 use crate::engine::checkpoint::source::Source;
 use crate::engine::checkpoint::synth::{self, SHAPES, Shape};
 use crate::engine::measure;
@@ -26,6 +27,8 @@ pub(super) enum Debug {
     Render(Render),
     /// Write a random checkpoint of a given shape
     Synth(Synth),
+    /// Compare the governor with constant settings on simulated boards
+    Thermal(Thermal),
 }
 
 #[derive(Args)]
@@ -79,6 +82,7 @@ pub(super) fn run(debug: &Debug) -> Result<(), Error> {
         Debug::Tokenize(args) => tokenize(args),
         Debug::Render(args) => render(args),
         Debug::Synth(args) => synthesize(args),
+        Debug::Thermal(args) => thermal::run(args),
     }
 }
 

@@ -6,6 +6,7 @@ mod check_config;
 mod debug;
 #[cfg(feature = "demo")]
 mod demo;
+mod doctor;
 mod eval;
 mod inspect;
 mod log;
@@ -15,6 +16,7 @@ mod perplexity;
 mod serve;
 mod settings;
 mod shell;
+mod thermal;
 
 use std::process::ExitCode;
 
@@ -42,6 +44,8 @@ enum Command {
     CheckConfig(Settings),
     /// Ask the running daemon and print its answer as it comes
     Ask(ask::Ask),
+    /// Look at this machine: sensors, power, memory, storage, and what is missing
+    Doctor(doctor::Doctor),
     /// Say what a checkpoint is, what serving it takes, and whether this machine has that
     Inspect(inspect::Inspect),
     /// Make one file of a checkpoint, to be mapped and used in place
@@ -72,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Serve(settings) => serve::run(&settings),
         Command::CheckConfig(settings) => check_config::run(&settings),
         Command::Ask(ask) => ask::run(&ask),
+        Command::Doctor(doctor) => doctor::run(&doctor),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Pack(pack) => pack::run(&pack),
         Command::Verify(verify) => pack::verify(&verify),
