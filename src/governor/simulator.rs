@@ -109,8 +109,13 @@ impl Driver {
 
     /// The daemon's policy with its default settings.
     pub fn governor() -> Driver {
+        Driver::governor_at(73.0)
+    }
+
+    /// The daemon's policy, with `set_point` in degrees Celsius.
+    pub fn governor_at(set_point: f64) -> Driver {
         let need = Need { weights: 800 << 20, position: 6 << 10, context: 4096, reserve: 128 << 20 };
-        let settings = Settings { threads: CPUS, chunk: 64, set_point: 73.0, cautious: 0.4, share: 0.5, need };
+        let settings = Settings { threads: CPUS, chunk: 64, set_point, cautious: 0.4, share: 0.5, need };
         Driver::Governor(Box::new(Policy::new(settings)))
     }
 }

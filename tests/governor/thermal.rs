@@ -125,3 +125,37 @@ fn an_oven_closes_admission() {
     assert_eq!(at(2 * HOUR - 600).admission, Admission::Open);
     assert!(run.changes(|decision| decision.admission) <= 2);
 }
+
+/// What is not to be had below 80 °C: a hotter board gives off more heat, so that all threads in the firmware's throttling
+/// answer more than any number of threads with any pause. With a set point just below the limit, the governor comes as near
+/// as a constant setting can. (`--nocapture` shows the figures of docs/governor.md.)
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "arithmetic that does not depend on the architecture")]
+fn just_below_the_limit_it_is_as_near_to_the_firmwares_throttling_as_can_be() {
+    let hours = 2 * HOUR;
+    let mut found = Vec::new();
+    for (seed, board, ambient, _) in boards(40) {
+        let day = steady(ambient, seed);
+        let all = board.run(&day, Driver::all_threads(), hours);
+        if all.throttled() < hours / 2 {
+            continue;
+        }
+        let usual = board.run(&day, Driver::governor(), hours);
+        let near = board.run(&day, Driver::governor_at(79.0), hours);
+        let best = board.best_constant(&day, THROTTLES - 0.1, hours).expect("idle boards are cooler").answered;
+        assert!(near.answered() > 0.93 * best, "board {seed}: {:.3} of the best constant", near.answered() / best);
+        assert!(near.peak() < THROTTLES + 1.5, "board {seed}: {:.1} °C", near.peak());
+        assert!(near.throttled() < hours / 20, "board {seed}: throttled for {} s", near.throttled());
+        let (any, all) = (board.best_constant(&day, f64::INFINITY, hours).expect("no limit").answered, all.answered());
+        assert!(any < 1.03 * all, "board {seed}: hotter settings answer more than all threads");
+        found.push([usual.answered() / all, near.answered() / all, best / all]);
+    }
+    assert!(found.len() >= 12, "{}", found.len());
+    println!("{} boards, of what all threads answer in the firmware's throttling (least, median, most):", found.len());
+    for (at, name) in ["governor at 73 °C", "governor at 79 °C", "best constant below 80 °C"].into_iter().enumerate()
+    {
+        let mut shares: Vec<f64> = found.iter().map(|shares| shares[at]).collect();
+        shares.sort_by(f64::total_cmp);
+        println!("{name}: {:.2}, {:.2}, {:.2}", shares[0], shares[shares.len() / 2], shares[shares.len() - 1]);
+    }
+}

@@ -11,7 +11,7 @@ use super::super::sample::{Sample, Temperature};
 /// From here the firmware of a Raspberry Pi throttles, degrees Celsius.
 const FIRMWARE_LIMIT: f64 = 80.0;
 
-/// The set point stays so far below a limit at which the firmware was seen to throttle.
+/// The set point stays so far below a limit at which the firmware was seen to throttle, or as far as it is below the usual one.
 const MARGIN: f64 = 5.0;
 
 /// Lowest limit that is believed.
@@ -56,6 +56,8 @@ pub(super) struct Heat {
     set_point: f64,
     cautious: f64,
     limit: f64,
+    /// Between the set point and a limit that was learned.
+    margin: f64,
     /// The integral part.
     bearable: f64,
     filter: Option<Filter>,
@@ -86,7 +88,8 @@ impl Heat {
         Heat {
             set_point,
             cautious,
-            limit: FIRMWARE_LIMIT.max(set_point + MARGIN),
+            limit: FIRMWARE_LIMIT,
+            margin: (FIRMWARE_LIMIT - set_point).clamp(0.0, MARGIN),
             bearable: 1.0,
             filter: None,
             frozen: Frozen::default(),
@@ -115,7 +118,7 @@ impl Heat {
         };
         let filter = self.follow(reading, seconds);
         let throttled = self.throttled(sample, seconds, filter.temperature);
-        let target = self.set_point.min(self.limit - MARGIN);
+        let target = self.set_point.min(self.limit - self.margin);
         // A prediction may warn; it never gives leave.
         let ahead = filter.temperature + AHEAD * filter.slope;
         let error = target - ahead;
