@@ -142,6 +142,52 @@ fn dying_at_every_step_loses_nothing() {
 }
 
 #[test]
+fn an_answer_in_pieces_is_sent_again_whole() {
+    let (broker, more) = (broker(), "[[mqtt.clients]]\nnames = [\"peer\"]\npacket_bytes = 64\n");
+    let mut client = Peer::connect(broker.port);
+    let settings = broker.settings(more);
+    // The text that the pieces from the last number 1 on make, once there is an end mark.
+    let whole = |client: &Peer, id: &str| {
+        let pieces = client.answers.get(id)?;
+        let first = pieces.iter().rposition(|piece| piece.starts_with("1:"))?;
+        let mut text = String::new();
+        for (at, piece) in pieces[first..].iter().enumerate() {
+            let rest = piece.strip_prefix(&(at + 1).to_string())?;
+            text.push_str(&rest[1..]);
+            if rest.starts_with('.') {
+                return Some(text);
+            }
+        }
+        None
+    };
+    let prompt = |place: &str| format!("{place} {}", "long enough for several packets ".repeat(6));
+    let mut dir = tempfile::tempdir().unwrap();
+    // Without a name a request is kept under its own one; with a name it can be repeated.
+    for (id, place) in [("a", "mqtt.stored"), ("b", "mqtt.completed"), ("-", "mqtt.acknowledged"), ("-", "mqtt.stored")]
+    {
+        client.online = false;
+        client.answers.clear();
+        let mut first = Daemon::start_in(dir, &settings, &[("EMBERD_FAIL", place)]);
+        client.wait_online();
+        client.ask(id, &prompt(place));
+        client.run(PATIENCE, |_| !first.running());
+        assert!(!first.running(), "{place} was never reached");
+        client.answers.clear();
+        let second = Daemon::start_in(first.into_dir(), &settings, &[]);
+        let expected = Some(format!("You said: {}", prompt(place)));
+        assert!(client.run(PATIENCE, |client| whole(client, id) == expected), "{id}, {place}: {:?}", client.answers);
+        if id != "-" {
+            client.answers.clear();
+            client.ask(id, &prompt(place));
+            assert!(client.run(PATIENCE, |client| whole(client, id) == expected), "{id}, {place}: no repetition");
+        }
+        let runs = starts(&second.journal(), prompt(place).as_str());
+        assert!(runs <= 2, "{id}, {place}: ran {runs} times");
+        dir = second.kill();
+    }
+}
+
+#[test]
 fn a_request_that_kills_the_daemon_twice_is_given_up() {
     let broker = broker();
     let mut client = Peer::connect(broker.port);

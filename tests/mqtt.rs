@@ -191,7 +191,8 @@ fn state_and_info_are_retained_and_the_will_says_offline() {
         assert!(publish.retain);
         match std::str::from_utf8(&publish.topic).unwrap() {
             "emberd/n/info" => info = serde_json::from_slice(&publish.payload).unwrap(),
-            _ => state = String::from_utf8(publish.payload.to_vec()).unwrap(),
+            "emberd/n/state" => state = String::from_utf8(publish.payload.to_vec()).unwrap(),
+            topic => assert_eq!(topic, "emberd/n/stats"),
         }
     }
     assert_eq!(state, "online");

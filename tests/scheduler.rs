@@ -174,6 +174,7 @@ fn what_the_governor_does_not_admit_is_refused_with_a_time() {
         let refused = bench.submit("more").err().unwrap();
         assert_eq!(refused.code, code);
         assert!(refused.retry_after_s.is_some());
+        assert_eq!(bench.scheduler.admits(&Bench::request("more"), 0, 0).unwrap_err().code, code);
     }
     bench.release();
     assert!(end(&running).is_ok());

@@ -15,7 +15,7 @@ use config::{ConfigBuilder, Environment, File, FileFormat};
 use serde::{Deserialize, Serialize};
 
 pub use self::governor::Governor;
-pub use self::mqtt::Mqtt;
+pub use self::mqtt::{Client as MqttClient, Mqtt};
 pub use self::spool::Spool;
 pub use self::values::ConfigError;
 use self::values::{demand, range, some_text, text};

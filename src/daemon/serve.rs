@@ -21,6 +21,7 @@ use crate::governor::{Decision, Governor, Handle};
 use crate::scheduler::backend::{Backend, ModelInfo};
 use crate::scheduler::{Options, Scheduler};
 use crate::spool;
+use crate::transport::preset::Presets;
 use crate::transport::socket::{BindError, Limits, Listener, Service};
 use crate::transport::wire::Topics;
 use crate::transport::{mqtt, socket};
@@ -61,6 +62,7 @@ where
 {
     let mut signals = Signals::new().map_err(|error| Error::System("cannot handle signals", error))?;
     let (password, tls) = (config.mqtt.password()?, config.mqtt.encryption()?);
+    let presets = config.mqtt.presets()?;
     let listener = listen(&config.socket)?;
 
     tell(&[NotifyState::Status("loading the model")]);
@@ -79,7 +81,7 @@ where
     let service = Service::new(engine.scheduler.clone(), model.clone(), socket_limits(&config));
     doors.spawn(socket::serve(listener, service, stopped.clone(), GRACE));
     if config.mqtt.enabled {
-        let options = mqtt_options(&config, &model, password, tls);
+        let options = mqtt::Options { password, tls, presets, ..mqtt_options(&config, &model) };
         doors.spawn(mqtt::run(options, engine.scheduler.clone(), stopped, connected));
     }
     tell(&[NotifyState::Ready, NotifyState::Status(status(&config, false))]);
@@ -229,8 +231,10 @@ fn socket_limits(config: &Config) -> Limits {
     }
 }
 
-fn mqtt_options(config: &Config, model: &ModelInfo, password: Option<String>, tls: Option<mqtt::Tls>) -> mqtt::Options {
+/// All but the secrets and what was checked at the start.
+fn mqtt_options(config: &Config, model: &ModelInfo) -> mqtt::Options {
     let c = &config.mqtt;
+    let home_assistant = Some(c.homeassistant.clone()).filter(|prefix| !prefix.is_empty());
     let info = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": model.name,
@@ -240,20 +244,22 @@ fn mqtt_options(config: &Config, model: &ModelInfo, password: Option<String>, tl
         "kv": model.kv,
         "max_tokens": config.limits.max_tokens,
         "max_packet_bytes": c.max_packet_bytes,
+        "stats_s": c.stats_s,
+        "presets": c.presets.keys().collect::<Vec<_>>(),
         "queue_depth": config.queue.depth,
         "request_timeout_s": config.limits.request_timeout_s,
     });
     mqtt::Options {
         host: c.host.clone(),
         port: c.port(),
-        tls,
+        tls: None,
         client_id: c.client_id(),
         username: c.username.clone(),
-        password,
+        password: None,
         keep_alive: Duration::from_secs(c.keep_alive_s),
         max_packet: c.max_packet_bytes,
         session_expiry_s: c.session_expiry_s,
-        topics: Topics::new(&c.base, &c.node()),
+        topics: Topics::new(&c.base, &c.node()).closing(home_assistant.as_deref()),
         spool: config.spool.path.clone(),
         spool_limits: spool::Limits {
             requests: config.spool.max_requests,
@@ -265,9 +271,18 @@ fn mqtt_options(config: &Config, model: &ModelInfo, password: Option<String>, tl
         request_timeout: config.limits.request_timeout(),
         events: c.events,
         batch: Duration::from_millis(c.batch_ms),
+        presets: Presets::default(),
+        clients: c.clients.iter().map(client).collect(),
+        stats_every: Duration::from_secs(c.stats_s),
+        home_assistant,
         model: model.name.clone(),
         info,
     }
+}
+
+fn client(client: &config::MqttClient) -> mqtt::Client {
+    let config::MqttClient { names, packet_bytes, preset } = client.clone();
+    mqtt::Client { names, packet_bytes, preset }
 }
 
 enum Asked {

@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::counters::Counters;
 use super::lock::lock;
 use super::request::{Answer, Code, Failure};
 
@@ -41,6 +42,7 @@ struct Mailbox {
     ended: AtomicBool,
     cancelled: AtomicBool,
     wake: Wake,
+    counters: Arc<Counters>,
 }
 
 /// The scheduler's side.
@@ -49,13 +51,14 @@ pub(super) struct Reply(Arc<Mailbox>);
 /// The transport's side.
 pub(super) struct Reader(Arc<Mailbox>);
 
-/// Both sides of a new mailbox.
-pub(super) fn mailbox(wake: Wake) -> (Reply, Reader) {
+/// Both sides of a new mailbox, whose end will be counted.
+pub(super) fn mailbox(wake: Wake, counters: &Arc<Counters>) -> (Reply, Reader) {
     let mailbox = Arc::new(Mailbox {
         pending: Mutex::default(),
         ended: AtomicBool::new(false),
         cancelled: AtomicBool::new(false),
         wake,
+        counters: Arc::clone(counters),
     });
     (Reply(Arc::clone(&mailbox)), Reader(mailbox))
 }
@@ -72,6 +75,7 @@ impl Reply {
     /// The end of the request.
     pub(super) fn end(&self, result: Result<Answer, Failure>) {
         self.tell(|update| {
+            self.0.counters.count(&result);
             update.queued = None;
             update.ended = Some(result);
             self.0.ended.store(true, Ordering::Release);
@@ -112,9 +116,12 @@ mod tests {
     fn a_slow_reader_gets_merged_updates() {
         let woken = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&woken);
-        let (reply, reader) = mailbox(Box::new(move || {
-            count.fetch_add(1, Ordering::SeqCst);
-        }));
+        let (reply, reader) = mailbox(
+            Box::new(move || {
+                count.fetch_add(1, Ordering::SeqCst);
+            }),
+            &Arc::default(),
+        );
         for position in [3, 2, 1] {
             reply.tell(|u| u.queued = Some(position));
         }
@@ -128,14 +135,14 @@ mod tests {
 
     #[test]
     fn a_lost_engine_is_an_answer_too() {
-        let (reply, reader) = mailbox(Box::new(|| {}));
+        let (reply, reader) = mailbox(Box::new(|| {}), &Arc::default());
         drop(reply);
         assert_eq!(reader.take().ended.unwrap().unwrap_err().code, Code::Internal);
     }
 
     #[test]
     fn nothing_follows_the_end() {
-        let (reply, reader) = mailbox(Box::new(|| {}));
+        let (reply, reader) = mailbox(Box::new(|| {}), &Arc::default());
         reply.end(Err(Failure::new(Code::Cancelled, "taken back")));
         reply.tell(|u| u.text.push('x'));
         drop(reply);

@@ -11,6 +11,7 @@
 
 mod admission;
 pub mod backend;
+mod counters;
 mod lock;
 mod mailbox;
 mod queue;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use backend::{Backend, ModelInfo};
 use queue::Queue;
 
+pub use counters::Counts;
 pub use mailbox::{Update, Wake};
 pub use queue::{Begin, Options, Ticket};
 pub use request::{Answer, Code, Failure, Priority, Request, Timings};
@@ -77,8 +79,8 @@ impl Scheduler {
     /// [`Code::Busy`] when the queue is full, [`Code::ShuttingDown`] after [`Scheduler::drain`], [`Code::Overheated`] or
     /// [`Code::LowMemory`] when the machine cannot bear more.
     pub fn submit(&self, request: Request, wake: Wake) -> Result<Ticket, Failure> {
-        admission::any(&self.governor)?;
-        Queue::submit(&self.queue, request, wake)
+        let admitted = admission::any(&self.governor).and_then(|()| Queue::submit(&self.queue, request, wake));
+        admitted.inspect_err(|failure| self.queue.counters.failed(failure))
     }
 
     /// Whether [`Scheduler::submit`] would take this request now if `more` others were waiting, `own` of them of the same
@@ -88,7 +90,8 @@ impl Scheduler {
     ///
     /// As [`Scheduler::submit`].
     pub fn admits(&self, request: &Request, more: usize, own: usize) -> Result<(), Failure> {
-        self.queue.admits(request, more, own)
+        // Whoever shuts down says so, so that nobody is told to come back.
+        self.queue.admits(request, more, own).and_then(|()| admission::any(&self.governor))
     }
 
     /// Puts a request into the queue that was admitted before, whether or not the queue is full. `begin` is called on the
@@ -120,6 +123,16 @@ impl Scheduler {
     /// What the governor decided last, and why.
     pub fn governor(&self) -> &Handle {
         &self.governor
+    }
+
+    /// Counts a request that was refused before it was submitted.
+    pub fn refused(&self, failure: &Failure) {
+        self.queue.counters.failed(failure);
+    }
+
+    /// What became of the requests so far.
+    pub fn counts(&self) -> Counts {
+        self.queue.counters.counts()
     }
 
     /// Whether [`Scheduler::drain`] was called.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::counters::Counters;
 use super::lock::lock;
 use super::mailbox::{Reader, Reply, Update, Wake, mailbox};
 use super::request::{Code, Failure, Priority, Request};
@@ -62,6 +63,7 @@ struct State {
 /// The state that transports and engine share.
 pub(super) struct Queue {
     pub(super) options: Options,
+    pub(super) counters: Arc<Counters>,
     state: Mutex<State>,
     changed: Condvar,
     beats: AtomicU64,
@@ -78,7 +80,13 @@ impl Queue {
             typical: FIRST_GUESS,
             next_number: 0,
         };
-        Queue { options, state: Mutex::new(state), changed: Condvar::new(), beats: AtomicU64::new(0) }
+        Queue {
+            options,
+            counters: Arc::default(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            beats: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn submit(queue: &Arc<Queue>, request: Request, wake: Wake) -> Result<Ticket, Failure> {
@@ -113,7 +121,7 @@ impl Queue {
         begin: Option<Begin>,
         now: Instant,
     ) -> Ticket {
-        let (reply, reader) = mailbox(wake);
+        let (reply, reader) = mailbox(wake, &queue.counters);
         let number = state.next_number;
         state.next_number += 1;
         let tag = state.take_tag(request.client.as_deref());

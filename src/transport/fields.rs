@@ -40,6 +40,16 @@ impl Fields {
         self.0.remove(name).filter(|value| !value.is_null())
     }
 
+    /// A field that is there and not null.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Puts a field in the place of what was there.
+    pub fn set(&mut self, name: &str, value: Value) {
+        self.0.insert(name.to_owned(), value);
+    }
+
     /// A number within `range`.
     ///
     /// # Errors

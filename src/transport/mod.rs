@@ -3,12 +3,14 @@
 //! ```text
 //! socket   HTTP/1.1 over a Unix socket     openai   its JSON, pure
 //! mqtt     MQTT 5 through rumqttc          wire     its payloads and topics, pure
+//! preset   what requests need not bring
 //! fields   JSON fields with their ranges, shared by both
 //! ```
 
 pub mod fields;
 pub mod mqtt;
 pub mod openai;
+pub mod preset;
 pub mod socket;
 mod waiting;
 pub mod wire;

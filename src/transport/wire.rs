@@ -5,6 +5,7 @@
 //! ```text
 //! state                      retained  online | offline (last will)
 //! info                       retained  JSON: version, model, limits
+//! stats                      retained  JSON: load, counts, temperature
 //! req/<client>/<id>          in        plain text, or a JSON object
 //! req/<client>/<id>/cancel   in        any payload
 //! dead                       out       requests that were given up: JSON
@@ -15,12 +16,16 @@
 //!
 //! A payload is JSON when its content type says `application/json`, plain text when it says `text/…`; without a content
 //! type it is JSON when its first character is `{`.
+//!
+//! The id `-` is for clients that cannot vary their topics: every message is a request of its own, also one that the
+//! broker delivers again.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, conversation, messages};
 use super::openai;
+use super::preset::{Preset, Presets};
 use crate::scheduler::backend::{Input, InputError, Sampling};
 use crate::scheduler::{Answer, Failure, Priority};
 
@@ -32,6 +37,9 @@ pub const MAX_TOPIC: usize = 512;
 
 /// Longest Correlation Data, in bytes.
 pub const MAX_CORRELATION: usize = 1024;
+
+/// The id of requests without one.
+pub const ANONYMOUS: &str = "-";
 
 /// Who asked, and under which name: the last two levels of the request's topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,7 +57,20 @@ impl Key {
         Some(Key { client: client.into(), id: id.into() })
     }
 
-    /// `client/id`, as it stands in topics and logs.
+    /// The same name, or for a request without an id one that no other request has: no topic level holds a slash.
+    pub fn unique(mut self, random: u64) -> Key {
+        if self.id == ANONYMOUS {
+            self.id = format!("{ANONYMOUS}/{random:016x}");
+        }
+        self
+    }
+
+    /// The id as it stands in topics and answers.
+    pub fn level(&self) -> &str {
+        self.id.split('/').next().unwrap_or_default()
+    }
+
+    /// `client/id`, as it stands in logs.
     pub fn path(&self) -> String {
         format!("{}/{}", self.client, self.id)
     }
@@ -68,12 +89,36 @@ pub enum Asked {
 #[derive(Clone, Debug)]
 pub struct Topics {
     root: String,
+    base: String,
+    node: String,
+    /// First level of a tree that no answer may go to.
+    closed: Option<String>,
 }
 
 impl Topics {
     /// The topics below `base/node/`.
     pub fn new(base: &str, node: &str) -> Topics {
-        Topics { root: format!("{base}/{node}") }
+        Topics { root: format!("{base}/{node}"), base: base.into(), node: node.into(), closed: None }
+    }
+
+    /// The same topics; Response Topics below `prefix` are refused as well.
+    pub fn closing(self, prefix: Option<&str>) -> Topics {
+        Topics { closed: prefix.map(str::to_owned), ..self }
+    }
+
+    /// The level of this daemon.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Retained statistics.
+    pub fn stats(&self) -> String {
+        format!("{}/stats", self.root)
+    }
+
+    /// Where a request comes in.
+    pub fn request(&self, key: &Key) -> String {
+        format!("{}/req/{}/{}", self.root, key.client, key.level())
     }
 
     /// Retained `online` or `offline`.
@@ -98,17 +143,17 @@ impl Topics {
 
     /// Where the answer goes unless the request names another topic.
     pub fn response(&self, key: &Key) -> String {
-        format!("{}/res/{}", self.root, key.path())
+        format!("{}/res/{}/{}", self.root, key.client, key.level())
     }
 
     /// Where the events go.
     pub fn events(&self, key: &Key) -> String {
-        format!("{}/res/{}/ev", self.root, key.path())
+        format!("{}/ev", self.response(key))
     }
 
     /// Where the pieces go.
     pub fn tokens(&self, key: &Key) -> String {
-        format!("{}/res/{}/tok", self.root, key.path())
+        format!("{}/tok", self.response(key))
     }
 
     /// Reads the topic of an incoming message; `None` when it is none of the request tree's.
@@ -125,8 +170,8 @@ impl Topics {
     }
 
     /// Whether an answer may be sent to the Response Topic that a request names: a plain topic, none of the broker's own
-    /// (`$…`), and none of this daemon's except below `res/<client>/`, so that no answer can become a request, a state or
-    /// another client's answer.
+    /// (`$…`), and none of the tree that this daemon shares with others of its kind, except its own `res/<client>/`: no
+    /// answer can become a request, a state, a discovery message or another client's answer.
     ///
     /// # Errors
     ///
@@ -142,13 +187,18 @@ impl Topics {
         if topic.starts_with('$') {
             return refuse("topics that start with $ belong to the broker".into());
         }
-        // The daemon's tree is recognised at any depth: a broker's bridge or mount point may put levels before it.
-        let own = format!("/{}/", self.root);
+        // The tree is recognised at any depth: a broker's bridge or mount point may put levels before it.
+        let tree = format!("/{}/", self.base);
         let slashed = format!("/{topic}/");
-        if let Some(at) = slashed.find(&own)
-            && !slashed[at + own.len()..].starts_with(&format!("res/{client}/"))
+        if let Some(at) = slashed.find(&tree)
+            && !slashed[at + tree.len()..].starts_with(&format!("{}/res/{client}/", self.node))
         {
-            return refuse(format!("below {}/ only res/{client}/ may be answered to", self.root));
+            return refuse(format!("below {}/ only {}/res/{client}/ may be answered to", self.base, self.node));
+        }
+        if let Some(closed) = &self.closed
+            && slashed.starts_with(&format!("/{closed}/"))
+        {
+            return refuse(format!("nothing below {closed}/ may be answered to"));
         }
         if topic.split('/').any(|level| level == "req") {
             return refuse("a level named req would make the answer a request".into());
@@ -195,6 +245,8 @@ pub struct WireRequest {
     pub sampling: Sampling,
     /// Whether pieces of the answer are wanted.
     pub stream: bool,
+    /// Whether events are wanted, when the request says.
+    pub events: Option<bool>,
     /// Seconds until the answer is no longer wanted.
     pub timeout_s: Option<u64>,
     /// Which requests it goes before.
@@ -209,30 +261,46 @@ impl WireRequest {
     ///
     /// Naming the field that is missing or malformed.
     pub fn parse(form: Form, payload: &[u8]) -> Result<WireRequest, InputError> {
-        match form {
-            Form::Text => Self::parse_text(payload),
-            Form::Json => Self::parse_json(payload),
-        }
+        Self::parse_with(form, payload, &Presets::default(), None)
     }
 
-    fn parse_text(payload: &[u8]) -> Result<WireRequest, InputError> {
+    /// Reads a payload and fills in what it leaves out from the preset that its field `preset` names, or else `preset`.
+    ///
+    /// # Errors
+    ///
+    /// Naming the field that is missing or malformed, or the preset that there is not.
+    pub fn parse_with(
+        form: Form,
+        payload: &[u8],
+        presets: &Presets,
+        preset: Option<&str>,
+    ) -> Result<WireRequest, InputError> {
+        let mut fields = match form {
+            Form::Text => Self::text(payload)?,
+            Form::Json => Fields::parse(payload)?,
+        };
+        let named = fields.text("preset")?;
+        let preset = named.as_deref().or(preset).map(|name| presets.get(name)).transpose()?;
+        if let Some(preset) = preset {
+            preset.complete(&mut fields);
+        }
+        let mut request = Self::read(fields)?;
+        if let Some(most) = preset.and_then(Preset::max_tokens) {
+            request.sampling.max_tokens = Some(request.sampling.max_tokens.map_or(most, |wanted| wanted.min(most)));
+        }
+        Ok(request)
+    }
+
+    fn text(payload: &[u8]) -> Result<Fields, InputError> {
         let text = std::str::from_utf8(payload)
             .map_err(|error| InputError::new("payload", format!("the payload is not UTF-8: {error}")))?;
         if text.trim().is_empty() {
             return Err(InputError::new("payload", "the payload is empty; expected a prompt"));
         }
-        let input = conversation(None, text, false);
-        Ok(WireRequest {
-            input,
-            sampling: Sampling::default(),
-            stream: false,
-            timeout_s: None,
-            priority: Priority::Normal,
-        })
+        Ok(Fields::from(Map::from_iter([("prompt".to_owned(), json!(text))])))
     }
 
-    fn parse_json(payload: &[u8]) -> Result<WireRequest, InputError> {
-        let mut fields = Fields::parse(payload)?;
+    fn read(mut fields: Fields) -> Result<WireRequest, InputError> {
         let enable_thinking = fields.flag("enable_thinking")?.unwrap_or(false);
         let raw = fields.flag("raw")?.unwrap_or(false);
         let system = fields.text("system")?;
@@ -252,6 +320,7 @@ impl WireRequest {
         Ok(WireRequest {
             input,
             stream: fields.flag("stream")?.unwrap_or(false),
+            events: fields.flag("events")?,
             timeout_s: fields.integer("timeout_s", 1..=86_400)?,
             priority: fields.priority()?,
             sampling: fields.sampling()?,
@@ -265,7 +334,7 @@ pub fn answer(form: Form, key: &Key, model: &str, answer: &Answer) -> Vec<u8> {
         Form::Text => answer.text.clone().into_bytes(),
         Form::Json => {
             let mut value = json!({
-                "id": key.id,
+                "id": key.level(),
                 "model": model,
                 "text": answer.text,
                 "finish_reason": openai::finish(answer.finish),
@@ -286,7 +355,7 @@ pub fn answer(form: Form, key: &Key, model: &str, answer: &Answer) -> Vec<u8> {
 pub fn failure(form: Form, key: &Key, failure: &Failure) -> Vec<u8> {
     match form {
         Form::Text => format!("error {failure}").into_bytes(),
-        Form::Json => json!({"id": key.id, "error": error(failure)}).to_string().into_bytes(),
+        Form::Json => json!({"id": key.level(), "error": error(failure)}).to_string().into_bytes(),
     }
 }
 
@@ -354,12 +423,16 @@ mod tests {
             "home/emberd/pi/info",
             "home/emberd/pi",
             "home/emberd/other/req/c/8",
+            "home/emberd/other/res/c/8",
+            "home/emberd/other/state",
+            "homeassistant/device/x/config",
             "mount/home/emberd/pi/state",
             &"x".repeat(MAX_TOPIC + 1),
         ] {
-            assert!(topics().check_response_topic("c", topic).is_err(), "{topic:?}");
+            let topics = topics().closing(Some("homeassistant"));
+            assert!(topics.check_response_topic("c", topic).is_err(), "{topic:?}");
         }
-        for topic in ["a", "replies/c/7", "home/emberd/pi/res/c/7", "home/emberd/pie/x", "a/$b"] {
+        for topic in ["a", "replies/c/7", "home/emberd/pi/res/c/7", "home/emberdy/x", "a/$b", "my/homeassistant/x"] {
             assert_eq!(topics().check_response_topic("c", topic), Ok(()), "{topic}");
         }
     }
@@ -382,6 +455,45 @@ mod tests {
         assert_eq!((request.stream, request.timeout_s, request.sampling.max_tokens), (true, Some(5), Some(3)));
         let raw = WireRequest::parse(Form::Json, br#"{"prompt":"p","raw":true}"#).unwrap();
         assert_eq!(raw.input, Input::Raw("p".into()));
+    }
+
+    #[test]
+    fn presets_fill_in_what_a_request_leaves_out() {
+        let preset = json!({"system": "be brief", "temperature": 0, "max_tokens": 40, "stop": ["END"]});
+        let Value::Object(fields) = preset else { unreachable!() };
+        let presets: Presets = [("bell".to_owned(), Preset::new(fields).unwrap())].into_iter().collect();
+        let read = |payload: &str, preset| {
+            WireRequest::parse_with(Form::of(None, payload.as_bytes()), payload.as_bytes(), &presets, preset)
+        };
+        let short = read("who is it", Some("bell")).unwrap();
+        assert_eq!(short.input, conversation(Some("be brief"), "who is it", false));
+        assert_eq!((short.sampling.temperature, short.sampling.max_tokens), (Some(0.0), Some(40)));
+        assert_eq!(short.sampling.stop, ["END"]);
+
+        let own = read(r#"{"prompt":"p","preset":"bell","system":"s","temperature":1,"max_tokens":90}"#, None).unwrap();
+        assert_eq!(own.input, conversation(Some("s"), "p", false));
+        assert_eq!((own.sampling.temperature, own.sampling.max_tokens), (Some(1.0), Some(40)), "it stays a limit");
+        assert_eq!(read(r#"{"prompt":"p","max_tokens":3}"#, Some("bell")).unwrap().sampling.max_tokens, Some(3));
+
+        let chat = read(r#"{"messages":[{"role":"user","content":"p"}]}"#, Some("bell")).unwrap();
+        assert_eq!(chat.input, conversation(Some("be brief"), "p", false));
+        let led = r#"{"messages":[{"role":"developer","content":"s"},{"role":"user","content":"p"}]}"#;
+        assert_eq!(read(led, Some("bell")).unwrap().input, conversation(Some("s"), "p", false));
+        assert_eq!(read(r#"{"prompt":"p","raw":true}"#, Some("bell")).unwrap().input, Input::Raw("p".into()));
+
+        assert_eq!(read("p", None).unwrap().sampling, Sampling::default());
+        assert_eq!(read("p", Some("bel")).unwrap_err().param.as_deref(), Some("preset"));
+        assert_eq!(read(r#"{"prompt":"p","preset":7}"#, Some("bell")).unwrap_err().param.as_deref(), Some("preset"));
+    }
+
+    #[test]
+    fn requests_without_an_id_get_one_that_no_topic_has() {
+        let key = Key { client: "c".into(), id: "-".into() }.unique(7);
+        assert_eq!((key.level(), key.path().as_str()), ("-", "c/-/0000000000000007"));
+        assert_eq!(topics().response(&key), "home/emberd/pi/res/c/-");
+        assert_eq!(topics().events(&key), "home/emberd/pi/res/c/-/ev");
+        let other = Key { client: "c".into(), id: "-7".into() };
+        assert_eq!(other.clone().unique(7), other);
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Section `[mqtt]`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::values::{ConfigError, demand, range, some_text, text};
 use crate::transport::mqtt::Tls;
+use crate::transport::mqtt::chunks::{MAX_PACKET, MIN_PACKET};
+use crate::transport::preset::{Preset, Presets};
 
 /// Largest password file.
 const MAX_PASSWORD: u64 = 4096;
@@ -59,6 +63,31 @@ pub struct Mqtt {
     pub events: bool,
     /// Milliseconds for which pieces of an answer are collected.
     pub batch_ms: u64,
+    /// Seconds between statistics.
+    pub stats_s: u64,
+    /// Home Assistant's discovery prefix; empty leaves it alone.
+    #[serde(deserialize_with = "text")]
+    pub homeassistant: String,
+    /// Clients that are treated in their own way.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clients: Vec<Client>,
+    /// Fields that requests need not bring, by the preset's name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub presets: BTreeMap<String, Map<String, Value>>,
+}
+
+/// An entry `[[mqtt.clients]]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// Names as in `req/<client>/…`; one that ends with `*` stands for all that begin so.
+    pub names: Vec<String>,
+    /// Bytes of their buffer for a whole packet; answers come in pieces that fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packet_bytes: Option<usize>,
+    /// Preset of requests that name none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
 }
 
 impl Default for Mqtt {
@@ -81,6 +110,10 @@ impl Default for Mqtt {
             session_expiry_s: 3600,
             events: true,
             batch_ms: 200,
+            stats_s: 60,
+            homeassistant: "homeassistant".into(),
+            clients: Vec::new(),
+            presets: BTreeMap::new(),
         }
     }
 }
@@ -145,6 +178,42 @@ impl Mqtt {
         Ok(Some(Tls::load(ca.as_deref(), identity)?))
     }
 
+    /// The presets, checked.
+    ///
+    /// # Errors
+    ///
+    /// Naming the first preset and field that is wrong.
+    pub fn presets(&self) -> Result<Presets, ConfigError> {
+        let preset = |(name, fields): (&String, &Map<String, Value>)| match Preset::new(fields.clone()) {
+            Ok(preset) => Ok((name.clone(), preset)),
+            Err(error) => Err(ConfigError::Preset { name: name.clone(), reason: error.message }),
+        };
+        self.presets.iter().map(preset).collect()
+    }
+
+    fn check_clients(&self) -> Result<(), ConfigError> {
+        let presets = self.presets()?;
+        for (at, client) in self.clients.iter().enumerate() {
+            let key = |field: &str| format!("mqtt.clients[{at}].{field}");
+            let level = |name: &String| {
+                let start = name.strip_suffix('*').unwrap_or(name);
+                (1..=128).contains(&name.len()) && !start.contains(['*', '/', '+', '#'])
+            };
+            let words = || "names of one topic level, which may end with *".into();
+            demand(key("names"), !client.names.is_empty(), words, &"none")?;
+            for name in &client.names {
+                demand(key("names"), level(name), words, name)?;
+            }
+            if let Some(bytes) = client.packet_bytes {
+                range(key("packet_bytes"), bytes, MIN_PACKET..=MAX_PACKET)?;
+            }
+            if let Some(name) = &client.preset {
+                demand(key("preset"), presets.has(name), || "the name of a preset in [mqtt.presets]".into(), name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Checks every value's range.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         range("mqtt.port", self.port(), 1..=u16::MAX)?;
@@ -154,6 +223,10 @@ impl Mqtt {
         demand("mqtt.tls", !(self.tls && local), || "false, since the broker is a Unix socket".into(), &self.tls)?;
         range("mqtt.keep_alive_s", self.keep_alive_s, 5..=3600)?;
         range("mqtt.max_packet_bytes", self.max_packet_bytes, 1024..=64 << 20)?;
+        range("mqtt.stats_s", self.stats_s, 5..=86_400)?;
+        let prefix = self.homeassistant.is_empty() || self.homeassistant.split('/').all(is_level);
+        demand("mqtt.homeassistant", prefix, || "topic levels, or nothing".into(), &self.homeassistant)?;
+        self.check_clients()?;
         range("mqtt.batch_ms", self.batch_ms, 10..=10_000)?;
         let host = (1..=255).contains(&self.host.len());
         demand("mqtt.host", host, || "a host name, an address or a path".into(), &self.host)?;

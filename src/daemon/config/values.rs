@@ -30,6 +30,14 @@ pub enum ConfigError {
         /// The value.
         found: String,
     },
+    /// A preset is wrong.
+    #[error("configuration, mqtt.presets.{name}: {reason}")]
+    Preset {
+        /// Its name.
+        name: String,
+        /// The field and what is wrong with it.
+        reason: String,
+    },
     /// A file of the encryption cannot be used.
     #[error("TLS of the MQTT connection, {0}")]
     Tls(#[from] TlsError),

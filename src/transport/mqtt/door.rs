@@ -11,11 +11,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use super::super::waiting::stopped;
-use super::super::wire::{self, Asked, Form, Key, MAX_CORRELATION};
-use super::link::{Link, Lost, Message, News, PACKET_OVERHEAD};
-use super::open::{self, Envelope, Open, Stage};
+use super::super::wire::{self, Asked, Form, Key, MAX_CORRELATION, WireRequest};
+use super::link::{Link, Lost, Message, News, PACKET_OVERHEAD, Receipt};
+use super::open::{self, Envelope, Open, Stage, Wanted};
 use super::options::Options;
 use super::outbox::{Entry, Outbox};
+use super::presence::{self, Presence};
+use super::reply::{self, Address};
 use crate::scheduler::backend::InputError;
 use crate::scheduler::{Answer, Code, Failure, Scheduler};
 use crate::spool::{Admission, Held, Spool, State, fail_point, now_s};
@@ -77,13 +79,15 @@ pub(super) struct Door {
     /// In the order of arrival; few enough to be searched.
     open: Vec<Open>,
     outbox: Outbox,
+    presence: Presence,
     inbox: Inbox,
 }
 
 impl Door {
     pub(super) fn new(options: Options, scheduler: Scheduler, spool: Spool, inbox: Inbox) -> Door {
         let (open, outbox) = Default::default();
-        Door { options, scheduler, spool: Arc::new(spool), open, outbox, inbox }
+        let presence = Presence::new(&options);
+        Door { options, scheduler, spool: Arc::new(spool), open, outbox, presence, inbox }
     }
 
     /// Serves one connection. `up` is called when the broker has accepted it and the subscriptions.
@@ -96,7 +100,9 @@ impl Door {
         let inbox = self.inbox.clone();
         let mut batch = interval(self.options.batch);
         batch.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut connected, mut offline, mut farewell) = (false, false, None);
+        let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut connected, mut announced, mut offline, mut farewell) = (false, false, false, None);
         loop {
             self.tend(Some(&*link).filter(|_| connected));
             if connected {
@@ -118,14 +124,16 @@ impl Door {
                 news = link.news() => match news {
                     News::Connected => {
                         connected = true;
-                        if !link.subscribe(self.options.topics.filters()) {
+                        if !link.subscribe(self.options.topics.filters(), presence::filters(&self.options)) {
                             return End::Lost(Lost { reason: "cannot subscribe".into(), taken_over: false });
                         }
                     }
                     News::Subscribed(true) => {
                         info!(host = self.options.host, "connected to the MQTT broker");
                         if farewell.is_none() {
+                            announced = true;
                             self.announce();
+                            self.presence.connected(&self.options, link);
                         }
                         up(true);
                     }
@@ -143,6 +151,9 @@ impl Door {
                 },
                 () = inbox.notified() => {}
                 _ = batch.tick(), if self.has_batch() => self.send_batches(link),
+                _ = second.tick(), if announced && farewell.is_none() => {
+                    self.presence.tick(&self.options, &self.scheduler, link);
+                }
                 () = stopped(stop), if farewell.is_none() => {
                     farewell = Some(Instant::now() + FAREWELL);
                     self.tend(Some(link));
@@ -192,6 +203,7 @@ impl Door {
 
     fn arrived(&mut self, message: Message, link: &Link) {
         match self.options.topics.asked(&message.topic) {
+            None if self.presence.heard(&self.options, &message.topic, &message.payload, link) => {}
             None => debug!("message outside the request tree"),
             Some(asked) if message.retained => warn!(?asked, "retained request ignored"),
             Some(Asked::Cancel(key)) => {
@@ -211,23 +223,22 @@ impl Door {
 
     fn request(&mut self, key: Key, mut message: Message, link: &Link) {
         fail_point("mqtt.arrived");
-        let digest = open::digest(&message);
+        let (key, digest) = (key.unique(fastrand::u64(..)), open::digest(&message));
         let receipt = message.receipt.take();
         let form = Form::of(message.content_type.as_deref(), &message.payload);
-        let (reply_to, correlation) = match self.reply_address(&key, &message) {
+        let address = match self.reply_address(&key, &message) {
             Ok(address) => address,
             Err(error) => {
-                let entry = Entry { topic: self.options.topics.response(&key), receipt, ..Entry::default() };
-                return self.refuse(&key, form, entry, &error.into());
+                let address = Address { topic: self.options.topics.response(&key), correlation: None };
+                return self.refuse(&key, form, address, receipt, error.into());
             }
         };
         if let Some(open) = find(&mut self.open, &key) {
             if open.digest != digest {
-                let entry = Entry { topic: reply_to, correlation, receipt, ..Entry::default() };
-                return self.refuse(&key, form, entry, &mismatch());
+                return self.refuse(&key, form, address, receipt, mismatch());
             }
             // A redelivery, or a client that repeats itself: the answer is on its way, to where it was asked for last.
-            (open.reply_to, open.correlation) = (reply_to, correlation);
+            open.address = address;
             match (&open.stage, receipt) {
                 // The newest receipt counts; each that is kept back takes a place of the receive maximum.
                 (Stage::Admitting(..), Some(receipt)) => {
@@ -237,13 +248,11 @@ impl Door {
             }
             return;
         }
-        let parsed = open::request(&key, &digest, form, &message.payload);
-        let (mut request, wire) = match parsed {
+        let Message { payload, preset, .. } = message;
+        let envelope = Envelope { form, address, preset, payload };
+        let (mut request, wire) = match open::request(&self.options, &key, &digest, &envelope) {
             Ok(parsed) => parsed,
-            Err(error) => {
-                let entry = Entry { topic: reply_to, correlation, receipt, ..Entry::default() };
-                return self.refuse(&key, form, entry, &error.into());
-            }
+            Err(error) => return self.refuse(&key, form, envelope.address, receipt, error.into()),
         };
         let room = self.room(&request);
         if matches!(&room, Err(failure) if failure.code == Code::ShuttingDown) && receipt.is_some() {
@@ -254,15 +263,15 @@ impl Door {
         let limits = [Some(limit), message.expiry_s.map(u64::from), wire.timeout_s];
         let limit = limits.into_iter().flatten().min().unwrap_or(limit);
         request.deadline = Instant::now().checked_add(Duration::from_secs(limit));
-        debug!(id = key.path(), bytes = message.payload.len(), "request over MQTT");
-        let envelope = Envelope { form, reply_to, correlation, payload: message.payload };
+        debug!(id = key.path(), bytes = envelope.payload.len(), "request over MQTT");
         let (inbox, named) = (self.inbox.clone(), key.clone());
         let then = move |admission| inbox.tell(SpoolNews::Admitted(named, admission));
         let limit = limit.try_into().unwrap_or(u32::MAX);
         let bytes = room.is_ok().then(|| envelope.encode());
         self.spool.admit(key.path(), digest, limit, bytes, then);
         let stage = Stage::Admitting(Box::new(request), room.err());
-        let mut open = Open::new(key, stage, &envelope, digest, wire.stream);
+        let wanted = self.options.wanted(&wire, &key.client);
+        let mut open = Open::new(key, stage, &envelope, digest, wanted);
         open.receipt = receipt;
         self.open.push(open);
     }
@@ -282,19 +291,22 @@ impl Door {
         self.scheduler.admits(request, all, own)
     }
 
-    fn reply_address(&self, key: &Key, message: &Message) -> Result<(String, Option<Vec<u8>>), InputError> {
+    fn reply_address(&self, key: &Key, message: &Message) -> Result<Address, InputError> {
         let correlation = message.correlation.clone();
         if let Some(bytes) = correlation.as_ref().map(Vec::len).filter(|&bytes| bytes > MAX_CORRELATION) {
             let why = format!("Correlation Data: expected at most {MAX_CORRELATION} bytes, found {bytes}");
             return Err(InputError::new("correlation_data", why));
         }
-        match &message.response_topic {
-            None => Ok((self.options.topics.response(key), correlation)),
+        let topic = match &message.response_topic {
+            None => self.options.topics.response(key),
             Some(topic) => {
                 self.options.topics.check_response_topic(&key.client, topic)?;
-                Ok((topic.clone(), correlation))
+                topic.clone()
             }
-        }
+        };
+        let address = Address { topic, correlation };
+        reply::check(&self.options, key, &address)?;
+        Ok(address)
     }
 
     /// The spool has said whether it keeps a request.
@@ -306,7 +318,7 @@ impl Door {
         let mut open = self.open.remove(at);
         fail_point("mqtt.admitted");
         let Stage::Admitting(request, refusal) = std::mem::replace(&mut open.stage, Stage::Sending) else { return };
-        let (correlation, receipt) = (open.correlation.take(), open.receipt.take());
+        let receipt = open.receipt.take();
         if matches!(admission, Admission::Accepted | Admission::Known) {
             if let (Some(receipt), Some(link)) = (&receipt, link) {
                 link.acknowledge(receipt);
@@ -315,9 +327,8 @@ impl Door {
         }
         let failure = match admission {
             Admission::Accepted => {
-                open.correlation = correlation;
                 return if open.cancelled {
-                    self.finish(open, &Err(Failure::new(Code::Cancelled, "the request was taken back")));
+                    self.give_up(open, Failure::new(Code::Cancelled, "the request was taken back"));
                 } else {
                     self.ask(open, *request);
                 };
@@ -327,12 +338,12 @@ impl Door {
                 info!(id = key.path(), "answered again from the spool");
                 let mut entries = open::decode(&answer).unwrap_or_default();
                 for entry in &mut entries {
-                    (entry.topic, entry.correlation) = (open.reply_to.clone(), correlation.clone());
+                    (entry.topic, entry.correlation) = (open.address.topic.clone(), open.address.correlation.clone());
                 }
                 if let Some(last) = entries.last_mut() {
                     last.receipt = receipt;
                 }
-                if !entries.into_iter().all(|entry| self.outbox.push_refusal(entry)) {
+                if !self.outbox.push_refusal(entries) {
                     warn!(id = key.path(), "too many messages wait for the broker; a repeated answer is dropped");
                 }
                 return;
@@ -341,8 +352,7 @@ impl Door {
             Admission::Full => refusal.unwrap_or_else(|| busy("the spool is full of unanswered requests".into())),
             Admission::Failed(reason) => busy(format!("the spool cannot be written: {reason}")),
         };
-        let entry = Entry { topic: open.reply_to, correlation, receipt, ..Entry::default() };
-        self.refuse(key, open.form, entry, &failure);
+        self.refuse(key, open.form, open.address, receipt, failure);
     }
 
     /// Hands a request that is on disk to the scheduler.
@@ -369,33 +379,35 @@ impl Door {
     fn revive(&mut self, held: Held) {
         let Held { key: path, head, request, answer } = held;
         let Some(key) = Key::parse(&path) else { return self.spool.forget(path) };
-        let open = |envelope: &Envelope, stream| Open::new(key.clone(), Stage::Sending, envelope, head.digest, stream);
+        let open = |envelope: &Envelope, wanted| Open::new(key.clone(), Stage::Sending, envelope, head.digest, wanted);
         if let Some(entries) = answer.as_deref().and_then(open::decode) {
             let topic = entries.last().map_or_else(String::new, |entry| entry.topic.clone());
-            let envelope = Envelope { form: Form::Json, reply_to: topic, correlation: None, payload: Vec::new() };
-            let open = open(&envelope, false);
+            let address = Address { topic, correlation: None };
+            let envelope = Envelope { form: Form::Json, address, preset: None, payload: Vec::new() };
+            let open = open(&envelope, Wanted::default());
             info!(id = path, "the answer is sent again");
             self.publish(&open.key, entries);
             return self.open.push(open);
         }
         let Some(envelope) = Envelope::decode(&request) else { return self.spool.forget(path) };
-        let parsed = open::request(&key, &head.digest, envelope.form, &envelope.payload);
-        let open = open(&envelope, parsed.as_ref().is_ok_and(|(_, wire)| wire.stream));
+        let parsed = open::request(&self.options, &key, &head.digest, &envelope);
+        let wanted = |(_, wire): &(_, WireRequest)| self.options.wanted(wire, &key.client);
+        let open = open(&envelope, parsed.as_ref().map_or_else(|_| Wanted::default(), wanted));
         if head.state == State::Running && head.attempts >= self.options.attempts {
             let attempts = head.attempts;
             error!(id = path, attempts, "this request was running each time the daemon died; it is given up");
-            let value = json!({"client": key.client, "id": key.id, "attempts": attempts, "at": now_s()});
+            let value = json!({"client": key.client, "id": key.level(), "attempts": attempts, "at": now_s()});
             let (topic, payload) = (self.options.topics.dead(), value.to_string().into_bytes());
             self.outbox.push(Entry { topic, payload, ..Entry::default() });
             let why = format!("the daemon died {attempts} times while it ran this request");
-            return self.finish(open, &Err(Failure::new(Code::Internal, why)));
+            return self.give_up(open, Failure::new(Code::Internal, why));
         }
         let left = head.left_s(now_s());
         match parsed {
-            Err(error) => self.finish(open, &Err(error.into())),
+            Err(error) => self.give_up(open, error.into()),
             Ok(_) if left == 0 => {
                 let failure = Failure::new(Code::Expired, "the deadline passed while the daemon was away");
-                self.finish(open, &Err(failure));
+                self.give_up(open, failure);
             }
             Ok((mut request, _)) => {
                 info!(id = path, attempts = head.attempts, "taken up again");
@@ -406,11 +418,14 @@ impl Door {
     }
 
     /// Sends a refusal; only then may the broker forget the request.
-    fn refuse(&mut self, key: &Key, form: Form, entry: Entry, failure: &Failure) {
+    fn refuse(&mut self, key: &Key, form: Form, address: Address, receipt: Option<Receipt>, failure: Failure) {
         debug!(id = key.path(), code = failure.code.name(), "refused over MQTT");
-        let receipt = entry.receipt;
-        let entry = Entry { receipt, ..failure_entry(form, key, entry.topic, entry.correlation, failure) };
-        if !self.outbox.push_refusal(entry) {
+        self.scheduler.refused(&failure);
+        let mut entries = reply::entries(&self.options, form, key, &address, &Err(failure));
+        if let Some(last) = entries.last_mut() {
+            last.receipt = receipt;
+        }
+        if !self.outbox.push_refusal(entries) {
             warn!(id = key.path(), "too many refusals wait for the broker; one is dropped");
         }
     }
@@ -418,31 +433,30 @@ impl Door {
     /// Takes what the tickets have: events go out, pieces are collected, ends go to the spool.
     fn collect(&mut self, link: Option<&Link>) {
         let options = &self.options;
-        let event = |key: &Key, value: Value| {
-            if let Some(link) = link.filter(|_| options.events) {
-                link.publish_droppable(options.topics.events(key), value.to_string().into_bytes());
+        let event = |open: &Open, value: Value| {
+            if let Some(link) = link.filter(|_| open.wanted.events) {
+                link.publish_droppable(options.topics.events(&open.key), value.to_string().into_bytes());
             }
         };
         let mut ended = Vec::new();
         for (at, open) in self.open.iter_mut().enumerate() {
             let Stage::Asked(ticket) = &open.stage else { continue };
-            let key = &open.key;
             let update = ticket.take();
             if let Some(ahead) = update.queued {
-                event(key, json!({"event": "queued", "position": ahead}));
+                event(open, json!({"event": "queued", "position": ahead}));
             }
             if let Some(tokens) = update.started {
-                event(key, json!({"event": "started", "prompt_tokens": tokens}));
+                event(open, json!({"event": "started", "prompt_tokens": tokens}));
             }
             open.prefill = update.prefill.or(open.prefill);
-            if open.stream {
+            if open.wanted.stream {
                 open.text.push_str(&update.text);
                 open.thought.push_str(&update.thought);
             }
             if let Some(result) = update.ended {
                 open.send_batch(options, link);
                 if !kept(&result) {
-                    event(&open.key, wire::ended(&result));
+                    event(open, wire::ended(&result));
                 }
                 ended.push((at, result));
             }
@@ -459,23 +473,18 @@ impl Door {
         }
     }
 
+    /// Ends a request that the scheduler does not have.
+    fn give_up(&mut self, open: Open, failure: Failure) {
+        self.scheduler.refused(&failure);
+        self.finish(open, &Err(failure));
+    }
+
     /// Gives the end of a request to the spool; it goes out when it is on disk.
     fn finish(&mut self, mut open: Open, result: &Result<Answer, Failure>) {
         fail_point("mqtt.ended");
-        let (key, reply_to, correlation) = (&open.key, open.reply_to.clone(), open.correlation.clone());
-        let entry = match result {
-            Err(failure) => failure_entry(open.form, key, reply_to, correlation, failure),
-            Ok(answer) => Entry {
-                topic: reply_to,
-                payload: wire::answer(open.form, key, &self.options.model, answer),
-                content_type: Some(open.form.content_type().into()),
-                correlation,
-                ..Entry::default()
-            },
-        };
-        let entries = vec![entry];
-        let (inbox, named) = (self.inbox.clone(), key.clone());
-        self.spool.answered(key.path(), open::encode(&entries), move |_| inbox.tell(SpoolNews::Stored(named)));
+        let entries = reply::entries(&self.options, open.form, &open.key, &open.address, result);
+        let (inbox, named) = (self.inbox.clone(), open.key.clone());
+        self.spool.answered(open.key.path(), open::encode(&entries), move |_| inbox.tell(SpoolNews::Stored(named)));
         open.stage = Stage::Answered(entries);
         self.open.push(open);
     }
@@ -537,8 +546,9 @@ impl Door {
             return self.complete(&key);
         }
         let failure = Failure::new(Code::TooLarge, format!("the answer is larger than the broker's {limit} bytes"));
-        let small = failure_entry(open.form, &key, entry.topic, entry.correlation, &failure);
-        self.outbox.push(Entry { completes: Some(key), ..small });
+        let address = Address { topic: entry.topic, correlation: entry.correlation };
+        let small = reply::entries(&self.options, open.form, &key, &address, &Err(failure));
+        self.publish(&key, small);
     }
 
     fn acknowledged(&mut self, packet: u16, taken: bool, link: &Link) {
@@ -559,17 +569,6 @@ impl Door {
         fail_point("mqtt.completed");
         self.open.retain(|open| open.key != *key);
         self.spool.done(key.path());
-    }
-}
-
-fn failure_entry(form: Form, key: &Key, topic: String, correlation: Option<Vec<u8>>, failure: &Failure) -> Entry {
-    Entry {
-        topic,
-        payload: wire::failure(form, key, failure),
-        content_type: Some(form.content_type().into()),
-        correlation,
-        error: Some(failure.code.name().into()),
-        ..Entry::default()
     }
 }
 

@@ -66,12 +66,14 @@ pub(super) struct Message {
     pub(super) response_topic: Option<String>,
     pub(super) correlation: Option<Vec<u8>>,
     pub(super) expiry_s: Option<u32>,
+    /// The user property `preset`.
+    pub(super) preset: Option<String>,
     /// What the broker waits for; `None` for QoS 0.
     pub(super) receipt: Option<Receipt>,
 }
 
 /// An acknowledgement that has not been given yet.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Receipt {
     packet: u16,
     link: u64,
@@ -86,6 +88,8 @@ pub(super) struct Link {
     client: AsyncClient,
     events: mpsc::Receiver<Result<Event, Lost>>,
     poller: JoinHandle<()>,
+    /// Subscriptions that it cannot do without: the first ones.
+    needed: usize,
     /// Publishes that the broker allows to be unacknowledged.
     pub(super) in_flight: usize,
     /// Largest packet that the broker accepts.
@@ -98,7 +102,7 @@ impl Link {
         let (client, eventloop) = AsyncClient::new(client_options(options, bridge.as_ref()), CHANNEL);
         let (sender, events) = mpsc::channel(64);
         let poller = tokio::spawn(poll(eventloop, options.clone(), bridge, sender));
-        Link { number, client, events, poller, in_flight: MAX_IN_FLIGHT, max_packet: usize::MAX }
+        Link { number, client, events, poller, needed: 0, in_flight: MAX_IN_FLIGHT, max_packet: usize::MAX }
     }
 
     /// The next thing that the connection tells. Safe to cancel.
@@ -127,7 +131,7 @@ impl Link {
                 Some(News::Connected)
             }
             Event::Incoming(Packet::SubAck(ack)) => Some(News::Subscribed(
-                ack.return_codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(_))),
+                ack.return_codes.iter().take(self.needed).all(|code| matches!(code, SubscribeReasonCode::Success(_))),
             )),
             Event::Incoming(Packet::PubAck(ack)) => {
                 let taken = matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers);
@@ -149,13 +153,16 @@ impl Link {
             response_topic: properties.response_topic,
             correlation: properties.correlation_data.map(Into::into),
             expiry_s: properties.message_expiry_interval,
+            preset: properties.user_properties.into_iter().find(|(name, _)| name == "preset").map(|(_, value)| value),
             receipt,
         }
     }
 
     /// Subscribes to the request tree: QoS 1 at most, no retained messages, and the retain flag as it was published.
-    pub(super) fn subscribe(&self, filters: [String; 2]) -> bool {
-        let filters = filters.map(|path| Filter {
+    /// The broker may deny those of `wishes`.
+    pub(super) fn subscribe(&mut self, filters: [String; 2], wishes: Vec<String>) -> bool {
+        self.needed = filters.len();
+        let filters = filters.into_iter().chain(wishes).map(|path| Filter {
             path,
             qos: QoS::AtLeastOnce,
             nolocal: true,
@@ -181,10 +188,19 @@ impl Link {
     /// Sends something that may get lost. What the broker would not take is: a packet above its limit costs the
     /// connection.
     pub(super) fn publish_droppable(&self, topic: String, payload: Vec<u8>) {
+        self.publish_once(topic, payload, false);
+    }
+
+    /// Sends something that may get lost, and that the broker shall keep.
+    pub(super) fn publish_retained(&self, topic: String, payload: Vec<u8>) {
+        self.publish_once(topic, payload, true);
+    }
+
+    fn publish_once(&self, topic: String, payload: Vec<u8>, retain: bool) {
         if topic.len() + payload.len() + PACKET_OVERHEAD > self.max_packet {
             return;
         }
-        let _ = self.client.try_publish(topic, QoS::AtMostOnce, false, payload);
+        let _ = self.client.try_publish(topic, QoS::AtMostOnce, retain, payload);
     }
 
     /// Tells the broker that a message needs no redelivery. A receipt of another connection is void: its message comes

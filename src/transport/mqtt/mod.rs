@@ -11,11 +11,16 @@
 //! permission to deliver the message that `busy` or a cancellation answers to.
 
 mod backoff;
+pub mod chunks;
+mod discovery;
 mod door;
 mod link;
 mod open;
 mod options;
 mod outbox;
+mod presence;
+mod reply;
+mod stats;
 mod tls;
 
 use std::time::{Duration, Instant};
@@ -30,7 +35,7 @@ use super::waiting::stopped;
 use crate::scheduler::Scheduler;
 use crate::spool::Spool;
 
-pub use self::options::Options;
+pub use self::options::{Client, Options};
 pub use self::tls::{Tls, TlsError};
 
 /// Failures of the same kind are logged once in this time.

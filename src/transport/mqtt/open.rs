@@ -10,6 +10,7 @@ use super::super::wire::{Form, Key, WireRequest};
 use super::link::{Link, Message, Receipt};
 use super::options::Options;
 use super::outbox::Entry;
+use super::reply::Address;
 use crate::scheduler::backend::{InputError, Sampling};
 use crate::scheduler::{Failure, Request, Ticket};
 
@@ -17,8 +18,9 @@ use crate::scheduler::{Failure, Request, Ticket};
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Envelope {
     pub(super) form: Form,
-    pub(super) reply_to: String,
-    pub(super) correlation: Option<Vec<u8>>,
+    pub(super) address: Address,
+    /// That the message named beside its payload.
+    pub(super) preset: Option<String>,
     pub(super) payload: Vec<u8>,
 }
 
@@ -44,6 +46,13 @@ pub(super) fn decode(answer: &[u8]) -> Option<Vec<Entry>> {
     postcard::from_bytes(answer).ok()
 }
 
+/// What a client wants to hear beside the answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wanted {
+    pub(super) stream: bool,
+    pub(super) events: bool,
+}
+
 /// How far a request is.
 pub(super) enum Stage {
     /// The spool is about to keep it, or is only asked whether it knows it: then with the reason why it is not admitted.
@@ -61,12 +70,11 @@ pub(super) struct Open {
     pub(super) key: Key,
     pub(super) stage: Stage,
     pub(super) form: Form,
-    pub(super) reply_to: String,
-    pub(super) correlation: Option<Vec<u8>>,
+    pub(super) address: Address,
     /// What the broker waits for until the request is on disk.
     pub(super) receipt: Option<Receipt>,
     pub(super) digest: [u8; 32],
-    pub(super) stream: bool,
+    pub(super) wanted: Wanted,
     /// Taken back before the scheduler had it.
     pub(super) cancelled: bool,
     /// Collected for the next batch.
@@ -77,24 +85,10 @@ pub(super) struct Open {
 }
 
 impl Open {
-    pub(super) fn new(key: Key, stage: Stage, envelope: &Envelope, digest: [u8; 32], stream: bool) -> Open {
-        let (form, reply_to, correlation) = (envelope.form, envelope.reply_to.clone(), envelope.correlation.clone());
+    pub(super) fn new(key: Key, stage: Stage, envelope: &Envelope, digest: [u8; 32], wanted: Wanted) -> Open {
+        let (form, address) = (envelope.form, envelope.address.clone());
         let (receipt, cancelled, text, thought, prefill, pieces) = Default::default();
-        Open {
-            key,
-            stage,
-            form,
-            reply_to,
-            correlation,
-            receipt,
-            digest,
-            stream,
-            cancelled,
-            text,
-            thought,
-            prefill,
-            pieces,
-        }
+        Open { key, stage, form, address, receipt, digest, wanted, cancelled, text, thought, prefill, pieces }
     }
 
     pub(super) fn has_batch(&self) -> bool {
@@ -107,7 +101,7 @@ impl Open {
         let (text, thought) = (std::mem::take(&mut self.text), std::mem::take(&mut self.thought));
         let Some(link) = link else { return };
         if let Some((done, total)) = prefill
-            && options.events
+            && self.wanted.events
         {
             let value = json!({"event": "prefill", "done": done, "total": total});
             link.publish_droppable(options.topics.events(&self.key), value.to_string().into_bytes());
@@ -126,10 +120,12 @@ impl Open {
 
 /// Tells a repetition from another request under the same name. Where the answer is to go makes no other request.
 pub(super) fn digest(message: &Message) -> [u8; 32] {
-    let content_type = message.content_type.as_deref().unwrap_or_default();
     let mut hasher = Sha256::new();
-    hasher.update((content_type.len() as u64).to_le_bytes());
-    hasher.update(content_type);
+    for word in [&message.content_type, &message.preset] {
+        let word = word.as_deref().unwrap_or_default();
+        hasher.update((word.len() as u64).to_le_bytes());
+        hasher.update(word);
+    }
     hasher.update(&message.payload);
     hasher.finalize().into()
 }
@@ -137,12 +133,13 @@ pub(super) fn digest(message: &Message) -> [u8; 32] {
 /// The request for the scheduler. One that names no seed gets one that follows from its name and body: should a crash
 /// make it run again, it says the same again.
 pub(super) fn request(
+    options: &Options,
     key: &Key,
     digest: &[u8; 32],
-    form: Form,
-    payload: &[u8],
+    envelope: &Envelope,
 ) -> Result<(Request, WireRequest), InputError> {
-    let wire = WireRequest::parse(form, payload)?;
+    let preset = envelope.preset.as_deref().or_else(|| options.client(&key.client)?.preset.as_deref());
+    let wire = WireRequest::parse_with(envelope.form, &envelope.payload, &options.presets, preset)?;
     let seed = wire.sampling.seed.unwrap_or_else(|| {
         let hash = Sha256::new().chain_update(key.path()).chain_update(digest).finalize();
         hash.iter().take(8).fold(0, |seed, &byte| seed << 8 | u64::from(byte))

@@ -5,10 +5,23 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::super::wire::Topics;
+use super::super::preset::Presets;
+use super::super::wire::{Topics, WireRequest};
+use super::open::Wanted;
 use super::outbox::MAX_IN_FLIGHT;
 use super::tls::Tls;
 use crate::spool::Limits;
+
+/// What is special about some clients.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    /// Names, as in `req/<client>/…`; one that ends with `*` stands for all that begin so.
+    pub names: Vec<String>,
+    /// Bytes of their buffer for a whole packet: answers come in pieces of plain text ([`super::chunks`]), without events.
+    pub packet_bytes: Option<usize>,
+    /// Preset of requests that name none.
+    pub preset: Option<String>,
+}
 
 /// Everything that the connection needs.
 #[derive(Clone)]
@@ -47,6 +60,14 @@ pub struct Options {
     pub events: bool,
     /// Pieces of an answer and its progress are collected for this long.
     pub batch: Duration,
+    /// Presets by name.
+    pub presets: Presets,
+    /// Clients that are treated in their own way; the first one that fits counts.
+    pub clients: Vec<Client>,
+    /// Time between statistics.
+    pub stats_every: Duration,
+    /// Home Assistant's discovery prefix; `None` leaves it alone.
+    pub home_assistant: Option<String>,
     /// Name of the model, for the answers.
     pub model: String,
     /// The retained `info`.
@@ -54,6 +75,21 @@ pub struct Options {
 }
 
 impl Options {
+    /// What is special about a client.
+    pub(super) fn client(&self, name: &str) -> Option<&Client> {
+        let fits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == pattern,
+        };
+        self.clients.iter().find(|client| client.names.iter().any(fits))
+    }
+
+    /// What a client hears beside the answer: a small device nothing.
+    pub(super) fn wanted(&self, wire: &WireRequest, client: &str) -> Wanted {
+        let small = self.client(client).is_some_and(|client| client.packet_bytes.is_some());
+        Wanted { stream: wire.stream && !small, events: wire.events.unwrap_or(self.events) && !small }
+    }
+
     /// Messages that the broker may have unacknowledged: every open request and every answer on its way, and room for
     /// what is acknowledged at once.
     pub(super) fn receive_maximum(&self) -> u16 {

@@ -1,5 +1,8 @@
 //! What has to reach the broker, without I/O: an entry leaves the outbox when the broker has acknowledged it, and goes
 //! back to its front when the connection is lost before that. The client library would forget it.
+//!
+//! The pieces of an answer stay together: all of them go out again unless the last one was acknowledged, for whoever was
+//! to get the first ones may have lost them with the connection.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -29,6 +32,8 @@ pub(super) struct Entry {
     pub(super) correlation: Option<Vec<u8>>,
     /// Code of the failure that the payload tells of, for the user property `error`.
     pub(super) error: Option<Cow<'static, str>>,
+    /// The next entry is another piece of the same answer.
+    pub(super) more: bool,
     /// The request that may be acknowledged when this entry is: it is not on disk, only its refusal is known.
     #[serde(skip)]
     pub(super) receipt: Option<Receipt>,
@@ -43,7 +48,8 @@ pub(super) struct Outbox {
     waiting: VecDeque<Entry>,
     /// Handed to the client, which has not said their packet ids yet.
     handed: VecDeque<Entry>,
-    sent: VecDeque<(u16, Entry)>,
+    /// With their packet ids; acknowledged pieces, which have none any more, wait for the last one of their answer.
+    sent: VecDeque<(Option<u16>, Entry)>,
 }
 
 impl Outbox {
@@ -52,19 +58,22 @@ impl Outbox {
         self.waiting.push_back(entry);
     }
 
-    /// Adds a refusal; `false` when there are too many already.
-    pub(super) fn push_refusal(&mut self, entry: Entry) -> bool {
-        let limit = if entry.receipt.is_some() { MAX_OWED } else { MAX_REFUSALS };
-        let room = self.waiting.len() < limit;
+    /// Adds the pieces of a refusal; `false` when there are too many already.
+    pub(super) fn push_refusal(&mut self, pieces: Vec<Entry>) -> bool {
+        let owed = |entry: &&Entry| entry.receipt.is_some();
+        let room = match pieces.last().filter(owed) {
+            Some(_) => self.waiting.iter().filter(owed).count() < MAX_OWED,
+            None => self.waiting.len() < MAX_REFUSALS,
+        };
         if room {
-            self.waiting.push_back(entry);
+            self.waiting.extend(pieces);
         }
         room
     }
 
     /// The next entry to hand to the client while at most `limit` are unacknowledged.
     pub(super) fn next(&self, limit: usize) -> Option<&Entry> {
-        let in_flight = self.handed.len() + self.sent.len();
+        let in_flight = self.handed.len() + self.sent.iter().filter(|(id, _)| id.is_some()).count();
         if in_flight < limit.min(MAX_IN_FLIGHT) { self.waiting.front() } else { None }
     }
 
@@ -73,26 +82,44 @@ impl Outbox {
         self.handed.extend(self.waiting.pop_front());
     }
 
-    /// Drops the entry that [`Outbox::next`] gave.
+    /// Drops the entry that [`Outbox::next`] gave and the pieces that follow it; returns the last one.
     pub(super) fn discard(&mut self) -> Option<Entry> {
-        self.waiting.pop_front()
+        loop {
+            let entry = self.waiting.pop_front()?;
+            if !entry.more {
+                return Some(entry);
+            }
+        }
     }
 
     /// The client sent the oldest handed entry under `packet`.
     pub(super) fn sent(&mut self, packet: u16) {
-        self.sent.extend(self.handed.pop_front().map(|entry| (packet, entry)));
+        self.sent.extend(self.handed.pop_front().map(|entry| (Some(packet), entry)));
     }
 
-    /// The broker acknowledged `packet`.
+    /// The broker acknowledged `packet`: the entry, when all its pieces are there.
     pub(super) fn acknowledged(&mut self, packet: u16) -> Option<Entry> {
-        let at = self.sent.iter().position(|(id, _)| *id == packet)?;
-        self.sent.remove(at).map(|(_, entry)| entry)
+        let at = self.sent.iter().position(|(id, _)| *id == Some(packet))?;
+        if self.sent[at].1.more {
+            self.sent[at].0 = None;
+            return None;
+        }
+        let pieces = self.sent.range(..at).rev().take_while(|(_, entry)| entry.more).count();
+        self.sent.drain(at - pieces..=at).next_back().map(|(_, entry)| entry)
     }
 
-    /// The connection is lost: everything unacknowledged waits again, in its old order, except what `keep` rejects.
+    /// The connection is lost: everything unacknowledged waits again, in its old order, except what `keep` rejects. It is
+    /// asked for the last piece of each answer.
     pub(super) fn disconnected(&mut self, keep: impl Fn(&Entry) -> bool) {
         let again = self.sent.drain(..).map(|(_, entry)| entry).chain(self.handed.drain(..));
-        self.waiting = again.chain(self.waiting.drain(..)).filter(keep).collect();
+        let all: Vec<Entry> = again.chain(self.waiting.drain(..)).collect();
+        let mut kept = true;
+        for entry in all.into_iter().rev() {
+            kept = if entry.more { kept } else { keep(&entry) };
+            if kept {
+                self.waiting.push_front(entry);
+            }
+        }
     }
 
     /// Whether everything was acknowledged.
@@ -140,9 +167,31 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_of_several_pieces_is_sent_again_whole() {
+        let mut outbox = Outbox::default();
+        let piece = |topic: &str, retain| Entry { more: true, retain, ..entry(topic) };
+        for pieces in [[piece("a1", false), entry("a2")], [piece("b1", false), entry("b2")]] {
+            pieces.into_iter().for_each(|piece| outbox.push(piece));
+        }
+        let refusal = Entry { receipt: Some(Receipt::default()), ..entry("r2") };
+        assert!(outbox.push_refusal(vec![piece("r1", false), refusal]));
+        assert_eq!(hand_over(&mut outbox, 5), ["a1", "a2", "b1", "b2", "r1"]);
+        (1..=5).for_each(|packet| outbox.sent(packet));
+        assert_eq!(outbox.acknowledged(1), None, "more follows");
+        assert_eq!(outbox.acknowledged(2), Some(entry("a2")));
+        assert_eq!(outbox.acknowledged(3), None);
+        assert_eq!(hand_over(&mut outbox, 3), ["r2"], "b1 is no longer in flight");
+        outbox.disconnected(|entry| entry.receipt.is_none());
+        assert_eq!(hand_over(&mut outbox, 9), ["b1", "b2"], "without any piece of what the broker delivers again");
+        outbox.disconnected(|_| true);
+        assert_eq!(outbox.discard(), Some(entry("b2")));
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
     fn refusals_are_bounded_and_answers_are_not() {
         let mut outbox = Outbox::default();
-        let taken = (0..MAX_REFUSALS + 9).filter(|_| outbox.push_refusal(entry("r"))).count();
+        let taken = (0..MAX_REFUSALS + 9).filter(|_| outbox.push_refusal(vec![entry("r")])).count();
         assert_eq!(taken, MAX_REFUSALS);
         outbox.push(entry("answer"));
         assert_eq!(hand_over(&mut outbox, usize::MAX).len(), MAX_IN_FLIGHT);
