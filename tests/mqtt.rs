@@ -402,3 +402,35 @@ fn prompts_and_answers_do_not_reach_the_log() {
     daemon.wait_logged("no answer");
     assert!(!daemon.log().contains("diagnosis"), "{}", daemon.log());
 }
+
+#[test]
+fn repetitions_give_back_their_places() {
+    let (_broker, daemon, peer) = both("events = false");
+    // Far more than the broker may have unacknowledged; most come while the disk is still asked about the first one.
+    for _ in 0..500 {
+        peer.send("emberd/n/req/peer/1", "again");
+    }
+    peer.send("emberd/n/req/peer/2", "another");
+    while peer.text_on("emberd/n/res/peer/2") != "You said: another" {}
+    assert_eq!(daemon.journal().matches("start again").count(), 1);
+}
+
+#[test]
+fn every_refusal_of_a_flood_is_told() {
+    // Room for more messages than refusals that nobody waits for may wait.
+    let broker = Broker::start_at(common::broker::free_port(), "max_inflight_messages 0\nmax_queued_messages 0");
+    let _daemon = Daemon::start(&broker.settings("events = false\n[queue]\ndepth = 200"));
+    let peer = Peer::connect(broker.port, "peer", "emberd/n/res/peer/+");
+    let watch = Peer::connect(broker.port, "watch", "emberd/n/state");
+    watch.wait_state("online");
+    for n in 0..1200 {
+        peer.send(&format!("emberd/n/req/peer/{n}"), r#"{"prompt":7}"#);
+    }
+    let mut told: Vec<usize> = Vec::new();
+    while told.len() < 1200 {
+        let topic = String::from_utf8(peer.inbox.recv_timeout(PATIENCE).expect("a refusal").topic.to_vec()).unwrap();
+        told.push(topic.rsplit('/').next().unwrap().parse().unwrap());
+    }
+    told.sort_unstable();
+    assert_eq!(told, (0..1200).collect::<Vec<_>>());
+}

@@ -193,6 +193,9 @@ mod tests {
         let mut outbox = Outbox::default();
         let taken = (0..MAX_REFUSALS + 9).filter(|_| outbox.push_refusal(vec![entry("r")])).count();
         assert_eq!(taken, MAX_REFUSALS);
+        // What the broker waits for is not dropped for all the others that wait.
+        let owed = || Entry { receipt: Some(Receipt::default()), ..entry("owed") };
+        assert!((0..=MAX_REFUSALS).all(|_| outbox.push_refusal(vec![owed()])));
         outbox.push(entry("answer"));
         assert_eq!(hand_over(&mut outbox, usize::MAX).len(), MAX_IN_FLIGHT);
     }
