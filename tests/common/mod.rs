@@ -7,6 +7,7 @@
 pub mod binary;
 pub mod broker;
 pub mod peer;
+pub mod proxy;
 
 use std::fs;
 use std::io::{Read, Write};
