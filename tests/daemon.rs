@@ -168,7 +168,7 @@ fn check_config_prints_what_takes_effect() {
 #[test]
 fn configuration_errors_name_layer_key_and_range() {
     type Environment<'a> = &'a [(&'a str, &'a str)];
-    let cases: [(&str, Environment<'_>, &[&str]); 23] = [
+    let cases: [(&str, Environment<'_>, &[&str]); 24] = [
         ("[mqtt]\nhots = \"x\"\n", &[], &["config.toml", "hots"]),
         ("[metrics]\n", &[], &["config.toml", "metrics"]),
         ("[model\n", &[], &["config.toml"]),
@@ -189,6 +189,7 @@ fn configuration_errors_name_layer_key_and_range() {
         ("[mqtt.presets.a]\nsytem = \"x\"\n", &[], &["mqtt.presets.a", "sytem", "system"]),
         ("[mqtt.presets.a]\ntop_p = 7\n", &[], &["mqtt.presets.a", "top_p", "found 7"]),
         ("[[mqtt.clients]]\nnames = [\"a\"]\npreset = \"b\"\n", &[], &["mqtt.clients[0].preset", "b"]),
+        ("[mqtt]\nnode = \"a\"\nshare = \"a\"\n", &[], &["mqtt.share", "node"]),
         ("[[mqtt.clients]]\nnames = [\"a/b\"]\n", &[], &["mqtt.clients[0].names", "a/b"]),
         ("[[mqtt.clients]]\nnames = [\"a\"]\npacket_bytes = 8\n", &[], &["mqtt.clients[0].packet_bytes", "64 to"]),
         ("[mqtt]\npassword_file = \"/does/not/exist\"\n", &[], &["mqtt.username"]),
@@ -252,11 +253,11 @@ fn the_example_configuration_is_right_and_shows_the_built_in_values() {
     shown.governor.speeds_file = None;
     shown.mqtt.tls = false;
     (shown.mqtt.port, shown.mqtt.ca_file, shown.mqtt.cert_file, shown.mqtt.key_file) = Default::default();
-    (shown.mqtt.clients, shown.mqtt.presets) = Default::default();
+    (shown.mqtt.share, shown.mqtt.clients, shown.mqtt.presets) = Default::default();
     (shown.mqtt.client_id, shown.mqtt.username, shown.mqtt.password_file, shown.mqtt.node) = Default::default();
     assert_eq!(shown, Config::default());
     let keys = |text: &str| text.lines().filter(|line| line.contains(" = ") && !line.starts_with("# ")).count();
-    assert_eq!(keys(&uncommented), keys(&Config::default().to_toml()) + 16, "a key is missing in the example");
+    assert_eq!(keys(&uncommented), keys(&Config::default().to_toml()) + 17, "a key is missing in the example");
 }
 
 fn ask(daemon: &Daemon, arguments: &[&str]) -> Output {

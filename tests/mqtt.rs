@@ -434,3 +434,74 @@ fn every_refusal_of_a_flood_is_told() {
     told.sort_unstable();
     assert_eq!(told, (0..1200).collect::<Vec<_>>());
 }
+
+/// Several daemons behind one shared subscription.
+#[test]
+fn a_fleet_answers_each_request_once() {
+    let broker = Broker::start();
+    let member = |node: &str, dir| {
+        let settings = broker
+            .settings("share = \"pool\"\nevents = false\n[queue]\ndepth = 64")
+            .replace("\"n\"", &format!("{node:?}"));
+        let daemon = Daemon::start_in(dir, &settings, &[]);
+        daemon.wait_notified("STATUS=serving the socket and MQTT");
+        daemon
+    };
+    let (one, two) = (member("one", tempfile::tempdir().unwrap()), member("two", tempfile::tempdir().unwrap()));
+    let peer = Peer::connect(broker.port, "peer", "emberd/pool/res/peer/+");
+    let ask = |id: &str, prompt: &str| peer.send(&format!("emberd/pool/req/peer/{id}"), prompt);
+    let mut answers: Vec<(String, String)> = Vec::new();
+    let mut wait = |ids: &[&str]| {
+        while !ids.iter().all(|id| answers.iter().any(|(found, _)| found == id)) {
+            let publish = peer.inbox.recv_timeout(PATIENCE).expect("an answer");
+            let topic = String::from_utf8(publish.topic.to_vec()).unwrap();
+            let text = String::from_utf8(publish.payload.to_vec()).unwrap();
+            answers.push((topic.rsplit('/').next().unwrap().to_owned(), text));
+        }
+        answers.clone()
+    };
+    let runs = |daemon: &Daemon, prompt: &str| {
+        daemon.journal().lines().filter(|line| line.starts_with(&format!("start {prompt}"))).count()
+    };
+    let first: Vec<String> = (0..20).map(|n| format!("a{n}")).collect();
+    first.iter().for_each(|id| ask(id, &format!("first {id}")));
+    wait(&first.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(runs(&one, "first") + runs(&two, "first"), 20);
+    assert!(runs(&one, "first") > 0 && runs(&two, "first") > 0, "nobody is left out");
+
+    // Both have one in progress. Everybody hears of a cancellation, and one of them has the request.
+    ask("x", "held x @hold");
+    ask("y", "held y @hold");
+    common::wait_for("a request for each", || (runs(&one, "held") + runs(&two, "held") == 2).then_some(()));
+    let (dies, stays) = if runs(&one, "held x") == 1 { (one, two) } else { (two, one) };
+    assert_eq!((runs(&dies, "held x"), runs(&stays, "held y")), (1, 1), "they take turns");
+    let node = if dies.log().contains("emberd-one") || dies.log().contains("emberd/one/") { "one" } else { "two" };
+    let dir = dies.kill();
+    peer.send("emberd/pool/req/peer/y/cancel", "");
+    wait(&["y"]);
+    // While it is away. Whose turn these are is the broker's business; they are answered once all the same.
+    let later: Vec<String> = (0..6).map(|n| format!("b{n}")).collect();
+    later.iter().for_each(|id| ask(id, &format!("later {id}")));
+    common::wait_for("some of them", || (runs(&stays, "later") > 0).then_some(()));
+    let back = member(node, dir);
+    back.release();
+    let mut all: Vec<&str> = later.iter().map(String::as_str).collect();
+    all.push("x");
+    let answers = wait(&all);
+    assert_eq!((runs(&back, "held x"), runs(&stays, "held x")), (2, 0), "it has its own spool");
+    assert_eq!(runs(&back, "later") + runs(&stays, "later"), 6);
+    assert_eq!(answers.len(), 28, "{answers:?}");
+    for (id, text) in &answers {
+        let expected = match id.as_str() {
+            "x" => "You said: held x @hold".to_owned(),
+            "y" => "error cancelled".to_owned(),
+            id if id.starts_with('a') => format!("You said: first {id}"),
+            id => format!("You said: later {id}"),
+        };
+        assert!(text.starts_with(&expected), "{id}: {text}");
+    }
+    // The daemons' own topics are still there.
+    let own = Peer::connect(broker.port, "own", "emberd/one/res/own/+");
+    own.send("emberd/one/req/own/1", "hello");
+    assert_eq!(own.text_on("emberd/one/res/own/1"), "You said: hello");
+}

@@ -245,6 +245,7 @@ fn mqtt_options(config: &Config, model: &ModelInfo) -> mqtt::Options {
         "max_tokens": config.limits.max_tokens,
         "max_packet_bytes": c.max_packet_bytes,
         "stats_s": c.stats_s,
+        "share": c.share,
         "presets": c.presets.keys().collect::<Vec<_>>(),
         "queue_depth": config.queue.depth,
         "request_timeout_s": config.limits.request_timeout_s,
@@ -259,7 +260,7 @@ fn mqtt_options(config: &Config, model: &ModelInfo) -> mqtt::Options {
         keep_alive: Duration::from_secs(c.keep_alive_s),
         max_packet: c.max_packet_bytes,
         session_expiry_s: c.session_expiry_s,
-        topics: Topics::new(&c.base, &c.node()).closing(home_assistant.as_deref()),
+        topics: Topics::new(&c.base, &c.node()).sharing(c.share.as_deref()).closing(home_assistant.as_deref()),
         spool: config.spool.path.clone(),
         spool_limits: spool::Limits {
             requests: config.spool.max_requests,

@@ -17,6 +17,8 @@
 //! A payload is JSON when its content type says `application/json`, plain text when it says `text/…`; without a content
 //! type it is JSON when its first character is `{`.
 //!
+//! Daemons that share `<base>/<share>/` take turns with what comes to `req` there, and answer below it.
+//!
 //! The id `-` is for clients that cannot vary their topics: every message is a request of its own, also one that the
 //! broker delivers again.
 
@@ -44,6 +46,8 @@ pub const ANONYMOUS: &str = "-";
 /// Who asked, and under which name: the last two levels of the request's topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
+    /// Whether it came by the tree that several daemons share.
+    pub shared: bool,
     /// Name of the requesting client.
     pub client: String,
     /// The client's name for the request.
@@ -53,8 +57,9 @@ pub struct Key {
 impl Key {
     /// Reads what [`Key::path`] gave.
     pub fn parse(path: &str) -> Option<Key> {
+        let (shared, path) = path.strip_prefix('/').map_or((false, path), |path| (true, path));
         let (client, id) = path.split_once('/')?;
-        Some(Key { client: client.into(), id: id.into() })
+        Some(Key { shared, client: client.into(), id: id.into() })
     }
 
     /// The same name, or for a request without an id one that no other request has: no topic level holds a slash.
@@ -70,9 +75,9 @@ impl Key {
         self.id.split('/').next().unwrap_or_default()
     }
 
-    /// `client/id`, as it stands in logs.
+    /// `client/id`, as it stands in logs and the spool; with a slash before it in the shared tree.
     pub fn path(&self) -> String {
-        format!("{}/{}", self.client, self.id)
+        format!("{}{}/{}", if self.shared { "/" } else { "" }, self.client, self.id)
     }
 }
 
@@ -91,6 +96,8 @@ pub struct Topics {
     root: String,
     base: String,
     node: String,
+    /// The level of a tree that several daemons answer.
+    share: Option<String>,
     /// First level of a tree that no answer may go to.
     closed: Option<String>,
 }
@@ -98,12 +105,24 @@ pub struct Topics {
 impl Topics {
     /// The topics below `base/node/`.
     pub fn new(base: &str, node: &str) -> Topics {
-        Topics { root: format!("{base}/{node}"), base: base.into(), node: node.into(), closed: None }
+        Topics { root: format!("{base}/{node}"), base: base.into(), node: node.into(), share: None, closed: None }
     }
 
     /// The same topics; Response Topics below `prefix` are refused as well.
     pub fn closing(self, prefix: Option<&str>) -> Topics {
         Topics { closed: prefix.map(str::to_owned), ..self }
+    }
+
+    /// The same topics, and requests below `base/share/` that several daemons take turns with.
+    pub fn sharing(self, share: Option<&str>) -> Topics {
+        Topics { share: share.map(str::to_owned), ..self }
+    }
+
+    fn root(&self, shared: bool) -> String {
+        match &self.share {
+            Some(share) if shared => format!("{}/{share}", self.base),
+            _ => self.root.clone(),
+        }
     }
 
     /// The level of this daemon.
@@ -118,7 +137,7 @@ impl Topics {
 
     /// Where a request comes in.
     pub fn request(&self, key: &Key) -> String {
-        format!("{}/req/{}/{}", self.root, key.client, key.level())
+        format!("{}/req/{}/{}", self.root(key.shared), key.client, key.level())
     }
 
     /// Retained `online` or `offline`.
@@ -136,14 +155,19 @@ impl Topics {
         format!("{}/dead", self.root)
     }
 
-    /// What the daemon subscribes to.
-    pub fn filters(&self) -> [String; 2] {
-        [format!("{}/req/+/+", self.root), format!("{}/req/+/+/cancel", self.root)]
+    /// What the daemon subscribes to. Each request of the shared tree goes to one daemon, each cancellation to all.
+    pub fn filters(&self) -> Vec<String> {
+        let mut filters = vec![format!("{}/req/+/+", self.root), format!("{}/req/+/+/cancel", self.root)];
+        if let Some(share) = &self.share {
+            let root = self.root(true);
+            filters.extend([format!("$share/{share}/{root}/req/+/+"), format!("{root}/req/+/+/cancel")]);
+        }
+        filters
     }
 
     /// Where the answer goes unless the request names another topic.
     pub fn response(&self, key: &Key) -> String {
-        format!("{}/res/{}/{}", self.root, key.client, key.level())
+        format!("{}/res/{}/{}", self.root(key.shared), key.client, key.level())
     }
 
     /// Where the events go.
@@ -158,10 +182,11 @@ impl Topics {
 
     /// Reads the topic of an incoming message; `None` when it is none of the request tree's.
     pub fn asked(&self, topic: &str) -> Option<Asked> {
-        let path = topic.strip_prefix(self.root.as_str())?.strip_prefix("/req/")?;
+        let below = |shared| Some((shared, topic.strip_prefix(&self.root(shared))?.strip_prefix("/req/")?));
+        let (shared, path) = below(false).or_else(|| below(true))?;
         let mut levels = path.split('/');
         let mut name = || levels.next().filter(|name| (1..=MAX_NAME).contains(&name.len())).map(str::to_owned);
-        let key = Key { client: name()?, id: name()? };
+        let key = Key { shared, client: name()?, id: name()? };
         match (levels.next(), levels.next()) {
             (None, _) => Some(Asked::Answer(key)),
             (Some("cancel"), None) => Some(Asked::Cancel(key)),
@@ -191,7 +216,11 @@ impl Topics {
         let tree = format!("/{}/", self.base);
         let slashed = format!("/{topic}/");
         if let Some(at) = slashed.find(&tree)
-            && !slashed[at + tree.len()..].starts_with(&format!("{}/res/{client}/", self.node))
+            && !self
+                .share
+                .iter()
+                .chain([&self.node])
+                .any(|level| slashed[at + tree.len()..].starts_with(&format!("{level}/res/{client}/")))
         {
             return refuse(format!("below {}/ only {}/res/{client}/ may be answered to", self.base, self.node));
         }
@@ -394,7 +423,7 @@ mod tests {
 
     #[test]
     fn request_topics_are_read() {
-        let key = Key { client: "c".into(), id: "7".into() };
+        let key = Key { shared: false, client: "c".into(), id: "7".into() };
         assert_eq!(topics().asked("home/emberd/pi/req/c/7"), Some(Asked::Answer(key.clone())));
         assert_eq!(topics().asked("home/emberd/pi/req/c/7/cancel"), Some(Asked::Cancel(key)));
         for other in
@@ -405,6 +434,22 @@ mod tests {
         assert_eq!(topics().asked("home/emberd/pi/req/c/7/cancel/x"), None);
         assert_eq!(topics().asked("home/emberd/pie/req/c/7"), None);
         assert_eq!(topics().asked(&format!("home/emberd/pi/req/c/{}", "x".repeat(MAX_NAME + 1))), None);
+    }
+
+    #[test]
+    fn shared_requests_have_a_tree_of_their_own() {
+        let topics = topics().sharing(Some("pool"));
+        let filter = "$share/pool/home/emberd/pool/req/+/+";
+        assert!(topics.filters().iter().any(|found| found == filter));
+        let Some(Asked::Answer(key)) = topics.asked("home/emberd/pool/req/c/7") else { panic!() };
+        assert_eq!(topics.response(&key), "home/emberd/pool/res/c/7");
+        assert_eq!(Key::parse(&key.path()), Some(key.clone()));
+        let own = Key { shared: false, ..key };
+        assert_eq!(topics.asked("home/emberd/pi/req/c/7"), Some(Asked::Answer(own.clone())));
+        assert_eq!(Key::parse(&own.path()), Some(own));
+        assert_eq!(topics.check_response_topic("c", "home/emberd/pool/res/c/7"), Ok(()));
+        assert!(topics.check_response_topic("c", "home/emberd/pool/res/d/7").is_err());
+        assert_eq!(super::tests::topics().asked("home/emberd/pool/req/c/7"), None);
     }
 
     #[test]
@@ -488,11 +533,11 @@ mod tests {
 
     #[test]
     fn requests_without_an_id_get_one_that_no_topic_has() {
-        let key = Key { client: "c".into(), id: "-".into() }.unique(7);
+        let key = Key { shared: false, client: "c".into(), id: "-".into() }.unique(7);
         assert_eq!((key.level(), key.path().as_str()), ("-", "c/-/0000000000000007"));
         assert_eq!(topics().response(&key), "home/emberd/pi/res/c/-");
         assert_eq!(topics().events(&key), "home/emberd/pi/res/c/-/ev");
-        let other = Key { client: "c".into(), id: "-7".into() };
+        let other = Key { shared: false, client: "c".into(), id: "-7".into() };
         assert_eq!(other.clone().unique(7), other);
     }
 
@@ -515,7 +560,7 @@ mod tests {
 
     #[test]
     fn failures_keep_the_form() {
-        let key = Key { client: "c".into(), id: "7".into() };
+        let key = Key { shared: false, client: "c".into(), id: "7".into() };
         let busy = Failure { retry_after_s: Some(4), ..Failure::new(Code::Busy, "full") };
         assert_eq!(failure(Form::Text, &key, &busy), b"error busy: full");
         let value: Value = serde_json::from_slice(&failure(Form::Json, &key, &busy)).unwrap();

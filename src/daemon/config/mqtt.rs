@@ -53,6 +53,9 @@ pub struct Mqtt {
     /// The level after them; the host's name when absent.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
     pub node: Option<String>,
+    /// The level of a tree that several daemons answer; none when absent.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
+    pub share: Option<String>,
     /// Seconds between pings.
     pub keep_alive_s: u64,
     /// Largest packet that the broker may send.
@@ -105,6 +108,7 @@ impl Default for Mqtt {
             password_file: None,
             base: "emberd".into(),
             node: None,
+            share: None,
             keep_alive_s: 30,
             max_packet_bytes: 128 * 1024,
             session_expiry_s: 3600,
@@ -236,6 +240,10 @@ impl Mqtt {
         demand("mqtt.base", base, words, &self.base)?;
         let node = self.node();
         demand("mqtt.node", is_level(&node), || "one topic level, not \"req\"".into(), &node)?;
+        if let Some(share) = &self.share {
+            let words = || "one topic level, not \"req\" and not this daemon's node".into();
+            demand("mqtt.share", is_level(share) && *share != node, words, share)?;
+        }
         let client = self.client_id();
         demand("mqtt.client_id", (1..=128).contains(&client.len()), || "1 to 128 bytes".into(), &client)?;
         let named = self.password_file.is_none() || self.username.is_some();

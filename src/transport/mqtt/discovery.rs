@@ -29,7 +29,7 @@ fn object_id(id: &str) -> String {
 pub(super) fn payload(topics: &Topics, id: &str, model: &str, stats_s: u64) -> Value {
     let id = object_id(id);
     let expire = 3 * stats_s;
-    let key = Key { client: CLIENT.into(), id: ANONYMOUS.into() };
+    let key = Key { shared: false, client: CLIENT.into(), id: ANONYMOUS.into() };
     let sensor = |name: &str, field: &str, more: Value| {
         let mut entity = json!({
             "platform": "sensor",

@@ -160,7 +160,7 @@ impl Link {
 
     /// Subscribes to the request tree: QoS 1 at most, no retained messages, and the retain flag as it was published.
     /// The broker may deny those of `wishes`.
-    pub(super) fn subscribe(&mut self, filters: [String; 2], wishes: Vec<String>) -> bool {
+    pub(super) fn subscribe(&mut self, filters: Vec<String>, wishes: Vec<String>) -> bool {
         self.needed = filters.len();
         let filters = filters.into_iter().chain(wishes).map(|path| Filter {
             path,
