@@ -461,9 +461,9 @@ impl Door {
                 ended.push((at, result));
             }
         }
-        // From the back, so that the places before stay valid.
-        for (at, result) in ended.into_iter().rev() {
-            let open = self.open.remove(at);
+        // Taken out from the back, so that the places before stay valid; answered in the order of their arrival.
+        let ended: Vec<_> = ended.into_iter().rev().map(|(at, result)| (self.open.remove(at), result)).collect();
+        for (open, result) in ended.into_iter().rev() {
             if kept(&result) {
                 info!(id = open.key.path(), "kept for the next start");
                 self.spool.taken_back(open.key.path());
