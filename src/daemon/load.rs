@@ -45,6 +45,9 @@ pub(super) fn load(config: &Config, governor: &Handle) -> Result<Box<dyn Backend
     let mut need = need(&engine.runner().summary(), engine.runner().context(), model.kv);
     need.reserve = config.governor.reserve_mb << 20;
     check_floor(&need)?;
+    if config.governor.lock_weights {
+        lock(&engine, &need);
+    }
     let threads = engine.runner().compute().pool.threads();
     let chunk = options.batch;
     let key = key(&engine, &model.path, threads);
@@ -119,6 +122,24 @@ fn check_floor(need: &Need) -> Result<(), String> {
         mb(wanted),
         mb(most)
     ))
+}
+
+/// Locks the weights where that leaves the rest of the system what it shall have; says what was done, and does without
+/// otherwise.
+fn lock(engine: &Engine, need: &Need) {
+    let sample = Sensors::new(Path::new("/"), 1).read(std::time::Instant::now(), Work::default());
+    let wanted = need.weights + need.position * need.context as u64 + need.reserve;
+    if let Some(memory) = sample.memory.filter(|memory| memory.available < wanted) {
+        let (available, wanted) = (memory.available >> 20, wanted.div_ceil(1 << 20));
+        tracing::warn!("governor.lock_weights: not locked, {wanted} MB are needed and {available} MB available");
+        return;
+    }
+    match engine.runner().lock_weights() {
+        Ok(bytes) => tracing::info!("{} MB of weights locked in memory", bytes >> 20),
+        Err(error) => tracing::warn!(
+            "governor.lock_weights: not locked: {error}; set LimitMEMLOCK=infinity in the unit (ulimit -l elsewhere)"
+        ),
+    }
 }
 
 /// What the measured speeds belong to: another board, model or instruction set has others.

@@ -79,6 +79,33 @@ impl Bytes {
         }
     }
 
+    /// Reads mapped pages and keeps them in memory, until the mapping ends; nothing to do for memory of the process. How
+    /// many bytes that are.
+    ///
+    /// # Errors
+    ///
+    /// When the limit of locked memory (RLIMIT_MEMLOCK) does not allow it, or memory is too short.
+    #[allow(unsafe_code)]
+    pub fn lock(&self) -> std::io::Result<u64> {
+        let Repr::Mapped(map, range) = &self.0 else { return Ok(0) };
+        let start = std::ptr::NonNull::from(&map.map[range.clone()]).cast();
+        // SAFETY: the range lies in the mapping, which ends its locks when it ends; locking changes no byte of it.
+        unsafe { nix::sys::mman::mlock(start, range.len()) }?;
+        Ok(range.len() as u64)
+    }
+
+    /// Takes a [`Bytes::lock`] back.
+    #[allow(unsafe_code)]
+    pub fn unlock(&self) {
+        if let Repr::Mapped(map, range) = &self.0 {
+            let start = std::ptr::NonNull::from(&map.map[range.clone()]).cast();
+            // SAFETY: as above.
+            if let Err(error) = unsafe { nix::sys::mman::munlock(start, range.len()) } {
+                tracing::debug!("munlock: {error}");
+            }
+        }
+    }
+
     /// Copies what lies at `at` to `out` by reading the file, past the mapping: for what is looked up here and there, of which
     /// the kernel would map what lies around it, too.
     ///

@@ -209,6 +209,15 @@ impl Runner {
         &self.knobs
     }
 
+    /// Keeps the weights that every token reads in memory; how many bytes that are.
+    ///
+    /// # Errors
+    ///
+    /// When the limit of locked memory (RLIMIT_MEMLOCK) does not allow it, or memory is too short. Nothing is locked then.
+    pub fn lock_weights(&self) -> std::io::Result<u64> {
+        self.model.net.weights.lock()
+    }
+
     /// Forgets all tokens and gives the memory of their keys and values back.
     pub fn release(&mut self) {
         self.cache.release();

@@ -110,3 +110,25 @@ fn changes_cost_less_than_two_percent() {
     println!("a change costs {:.0} µs, {:.3} % of a second", 1e6 * cost, 100.0 * cost);
     assert!(cost < 0.02, "{cost} s for a change");
 }
+
+/// The weights of a mapped model are locked, or, where the system does not allow that many, none of them.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the emulator counts locked pages itself")]
+fn weights_are_locked_all_or_none() {
+    let locked = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let runner = load(&model(&dir, "tiny-e2b"), 1);
+    match runner.lock_weights() {
+        Ok(bytes) => {
+            assert!(bytes >= runner.summary().weights_per_token, "{bytes}");
+            assert!(locked() >= bytes, "{} of {bytes}", locked());
+            drop(runner);
+        }
+        Err(error) => eprintln!("not allowed here: {error}"),
+    }
+    assert_eq!(locked(), 0);
+}

@@ -20,6 +20,8 @@ pub struct Governor {
     pub share: f64,
     /// Megabytes that shall stay free for the rest of the system.
     pub reserve_mb: u64,
+    /// Whether the weights that every token reads are locked into memory, when they fit.
+    pub lock_weights: bool,
     /// Whether the speed with 1, 2, … threads is measured at the first start.
     pub calibrate: bool,
     /// File that keeps the measured speeds; `speeds.json` in `$STATE_DIRECTORY` when absent.
@@ -35,6 +37,7 @@ impl Default for Governor {
             duty_without_sensor: 0.4,
             share: 0.5,
             reserve_mb: 64,
+            lock_weights: false,
             calibrate: true,
             speeds_file: None,
         }

@@ -240,3 +240,40 @@ pub struct Weights {
     /// H → V.
     pub lm_head: Linear,
 }
+
+impl Weights {
+    /// Locks the matrices that every token reads into memory, all of them or none; how many bytes that are. The tables, of
+    /// which a token reads a row, stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bytes::lock`].
+    pub fn lock(&self) -> std::io::Result<u64> {
+        let all: Vec<&Bytes> = self.every_token().collect();
+        let mut locked = 0;
+        for (at, codes) in all.iter().enumerate() {
+            match codes.lock() {
+                Ok(bytes) => locked += bytes,
+                Err(error) => {
+                    all[..at].iter().for_each(|codes| codes.unlock());
+                    return Err(error);
+                }
+            }
+        }
+        Ok(locked)
+    }
+
+    fn every_token(&self) -> impl Iterator<Item = &Bytes> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let always = [&layer.q_proj, &layer.o_proj, &layer.gate_proj, &layer.up_proj, &layer.down_proj];
+            let kv = layer.kv.iter().flat_map(|kv| [&kv.k_proj, &kv.v_proj]);
+            let ple = layer.ple.iter().flat_map(|ple| [&ple.gate, &ple.proj]);
+            always.into_iter().chain(kv).chain(ple)
+        });
+        let projection = self.ple.iter().filter_map(|ple| match &ple.model_proj.data {
+            Bf16Data::Mapped(bytes) => Some(bytes),
+            Bf16Data::Owned(_) => None,
+        });
+        layers.chain([&self.lm_head]).map(|linear| &linear.codes).chain(projection)
+    }
+}
