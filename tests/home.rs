@@ -74,6 +74,45 @@ fn ask(served: &Served, case: &Case) -> String {
 }
 
 #[test]
+fn an_answer_has_the_form_that_was_asked_for() {
+    let dir = tempfile::tempdir().expect("directory");
+    let broker = Broker::start();
+    let served = Served::start(dir.path(), &home(), &broker.settings(""), &[]);
+    let schema = dir.path().join("schema.json");
+    // Nothing that the model would say by itself.
+    let wanted = json!({
+        "type": "object", "required": ["sure", "place"], "additionalProperties": false,
+        "properties": {"sure": {"type": "integer", "minimum": 10, "maximum": 99}, "place": {"enum": ["roof", "shed"]}},
+    });
+    std::fs::write(&schema, wanted.to_string()).expect("schema");
+    for prompt in ["dim the hall lights to 30", "tell me a joke"] {
+        let mut ask = emberd();
+        ask.args(["ask", prompt, "--seed", "7", "--socket"]).arg(&served.socket).arg("--json-schema").arg(&schema);
+        let answer: Value = serde_json::from_str(&stdout(run(&mut ask))).expect("JSON");
+        assert!((10..=99).contains(&answer["sure"].as_u64().expect("number")), "{answer}");
+        assert!(answer["place"] == "roof" || answer["place"] == "shed", "{answer}");
+    }
+
+    // The same over MQTT, where a text of a fixed list is what a small device wants.
+    let request = json!({
+        "prompt": "tell me a joke", "response_format": {"type": "choice", "choice": ["on", "off"]},
+    });
+    let mut rr = Command::new("mosquitto_rr");
+    rr.args(["-V", "5", "-h", "127.0.0.1", "-p", &broker.port.to_string(), "-W", "100", "-q", "1"]);
+    rr.args(["-t", "emberd/n/req/door/1", "-e", "emberd/n/res/door/1", "-m", &request.to_string()]);
+    let answer: Value = serde_json::from_str(&stdout(run(&mut rr))).expect("JSON");
+    assert!(answer["text"] == "on" || answer["text"] == "off", "{answer}");
+    assert_eq!(answer["finish_reason"], "stop", "{answer}");
+
+    // A schema that is none is the client's fault, and said so.
+    std::fs::write(&schema, r#"{"type": "fruit"}"#).expect("schema");
+    let refused = run(emberd().args(["ask", "hi", "--socket"]).arg(&served.socket).arg("--json-schema").arg(&schema));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("response_format") && said.contains("fruit"), "{said}");
+    served.stop();
+}
+
+#[test]
 fn eval_counts_and_reports() {
     let dir = tempfile::tempdir().expect("directory");
     let (report, cases) = (dir.path().join("report.json"), dir.path().join("cases.jsonl"));

@@ -7,7 +7,7 @@ use super::calibrate;
 use super::config::{Config, Kv};
 use super::pace::Pace;
 use crate::engine::checkpoint::summary::Summary;
-use crate::engine::generate::{Engine, Progress};
+use crate::engine::generate::{Engine, GenerateError as EngineError, Progress};
 use crate::engine::kv_cache::KvKind;
 use crate::engine::runner::Options;
 use crate::engine::stream::Delta;
@@ -15,7 +15,7 @@ use crate::engine::template::{ChatRequest, TemplateError};
 use crate::governor::policy::Need;
 use crate::governor::sensors::{self, Sensors};
 use crate::governor::{Decision, Handle, Phase, Speeds, Work};
-use crate::scheduler::backend::{Backend, Input, InputError, ModelInfo, Outcome, Sampling, Step};
+use crate::scheduler::backend::{Backend, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step};
 
 /// Memory that the kernel and its services take of a small machine, and what a control group needs besides the model.
 const SYSTEM: u64 = 96 << 20;
@@ -192,7 +192,7 @@ impl Backend for Loaded {
         prompt: &[u32],
         sampling: &Sampling,
         on: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
-    ) -> Result<Outcome, String> {
+    ) -> Result<Outcome, GenerateError> {
         let mut params = self.engine.default_sampling();
         params.temperature = sampling.temperature.unwrap_or(params.temperature);
         params.top_k = sampling.top_k.map_or(params.top_k, |k| u32::try_from(k).unwrap_or(0));
@@ -226,12 +226,16 @@ impl Backend for Loaded {
                 pace.done(Phase::Decode, 1, &mut || on(Step::Tick))
             }
         };
-        let outcome = self.engine.generate(prompt, params, &sampling.stop, max_tokens, &mut tell);
+        let outcome =
+            self.engine.generate(prompt, params, &sampling.stop, sampling.format.as_ref(), max_tokens, &mut tell);
         if self.engine.runner().kv_bytes() as u64 > self.governor.decision().cache_bytes {
             self.engine.runner_mut().release();
         }
         self.governor.running(false, self.engine.runner().kv_bytes());
-        let outcome = outcome.map_err(|error| error.to_string())?;
+        let outcome = outcome.map_err(|error| match error {
+            EngineError::Format(_) => GenerateError::Input(InputError::new("response_format", error.to_string())),
+            _ => GenerateError::Engine(error.to_string()),
+        })?;
         Ok(Outcome {
             finish: outcome.finish,
             prompt_tokens: total,

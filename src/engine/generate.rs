@@ -2,9 +2,11 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::engine::checkpoint::GenerationDefaults;
 use crate::engine::checkpoint::source::Source;
+use crate::engine::grammar::{Constraint, Format, GrammarError, Grammars};
 use crate::engine::pack::{self, PackError};
 use crate::engine::runner::{LoadError, Options, RunError, Runner};
 use crate::engine::sampler::{Sampler, SamplingParams};
@@ -48,6 +50,9 @@ pub enum GenerateError {
     /// The stop texts cannot be used.
     #[error(transparent)]
     Stop(#[from] StopError),
+    /// The wanted form cannot be had.
+    #[error("response_format: {0}")]
+    Format(#[from] GrammarError),
 }
 
 /// Progress of [`Engine::generate`].
@@ -86,7 +91,9 @@ pub struct Outcome {
 /// A checkpoint with everything that turns conversations into answers.
 pub struct Engine {
     runner: Runner,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
+    /// Made by the first request that wants a form.
+    grammars: Option<Grammars>,
     template: ChatTemplate,
     defaults: GenerationDefaults,
 }
@@ -106,7 +113,7 @@ impl Engine {
         if defaults.eos.is_empty() {
             return Err(EngineError::NoEnd { dir: path.to_path_buf() });
         }
-        Ok(Engine { runner, tokenizer, template, defaults })
+        Ok(Engine { runner, tokenizer: Arc::new(tokenizer), grammars: None, template, defaults })
     }
 
     /// What runs the model.
@@ -147,49 +154,85 @@ impl Engine {
         self.runner.config().bos.into_iter().chain(self.tokenizer.encode_text(text)).collect()
     }
 
-    /// Answers `prompt` with at most `max_tokens` tokens; `on` hears of every batch of the prompt and every token.
+    /// Answers `prompt` with at most `max_tokens` tokens, in the form of `format`; `on` hears of every batch of the prompt and
+    /// every token.
+    ///
+    /// # Errors
+    ///
+    /// The prompt cannot be run, the stop texts or the form cannot be used.
     pub fn generate(
         &mut self,
         prompt: &[u32],
         sampling: SamplingParams,
         stops: &[String],
+        format: Option<&Format>,
         max_tokens: usize,
         on: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Outcome, GenerateError> {
         let mut stream = TextStream::new(&self.tokenizer, stops.to_vec())?;
+        let mut constraint = format.map(|format| self.constraint(format)).transpose()?;
         let mut sampler = Sampler::new(sampling, prompt);
         let mut outcome = Outcome { finish: Finish::Cancelled, completion_tokens: 0, seed: sampler.seed() };
         self.runner.reset();
         let mut logits = self.runner.run(prompt, &mut |done| on(Progress::Prefill(done)))?;
-        while let Some(scores) = logits {
+        'answer: while let Some(scores) = logits {
             if outcome.completion_tokens == max_tokens {
                 outcome.finish = Finish::Length;
                 break;
             }
-            let token = sampler.next(scores);
-            outcome.completion_tokens += 1;
-            if self.defaults.eos.contains(&token) {
-                outcome.finish = Finish::Stop;
-                break;
+            let mut tokens = Vec::new();
+            if let Some(constraint) = &mut constraint {
+                constraint.apply(scores)?;
             }
-            let told = tell(&stream.push(&self.tokenizer, token), on);
-            if told.is_break() || on(Progress::Token).is_break() {
-                return Ok(outcome);
+            tokens.push(sampler.next(scores));
+            if let (Some(constraint), false) = (&mut constraint, self.defaults.eos.contains(&tokens[0])) {
+                tokens.extend(constraint.accept(tokens[0])?);
+                tokens[1..].iter().for_each(|token| sampler.saw(*token));
             }
-            if stream.stopped() {
-                outcome.finish = Finish::Stop;
-                break;
+            for (nth, token) in tokens.iter().enumerate() {
+                outcome.completion_tokens += 1;
+                if self.defaults.eos.contains(token) {
+                    outcome.finish = Finish::Stop;
+                    break 'answer;
+                }
+                let told = tell(&stream.push(&self.tokenizer, *token), on);
+                if told.is_break() || on(Progress::Token).is_break() {
+                    return Ok(outcome);
+                }
+                if stream.stopped() {
+                    outcome.finish = Finish::Stop;
+                    break 'answer;
+                }
+                let complete = nth + 1 == tokens.len() && constraint.as_ref().is_some_and(Constraint::ended);
+                if complete {
+                    outcome.finish = Finish::Stop;
+                    break 'answer;
+                }
+                if outcome.completion_tokens == max_tokens || self.runner.position() + nth == self.runner.context() {
+                    outcome.finish = Finish::Length;
+                    break 'answer;
+                }
             }
-            if outcome.completion_tokens == max_tokens || self.runner.position() == self.runner.context() {
-                outcome.finish = Finish::Length;
-                break;
-            }
-            logits = self.runner.run(&[token], &mut |_| ControlFlow::Continue(()))?;
+            let (runner, constraint) = (&mut self.runner, &mut constraint);
+            logits = std::thread::scope(move |scope| {
+                if let Some(constraint) = constraint {
+                    scope.spawn(|| constraint.prepare());
+                }
+                runner.run(&tokens, &mut |_| ControlFlow::Continue(()))
+            })?;
         }
         if outcome.finish != Finish::Cancelled && tell(&stream.finish(), on).is_break() {
             outcome.finish = Finish::Cancelled;
         }
         Ok(outcome)
+    }
+
+    fn constraint(&mut self, format: &Format) -> Result<Constraint, GrammarError> {
+        let grammars = match self.grammars.take() {
+            Some(grammars) => grammars,
+            None => Grammars::new(Arc::clone(&self.tokenizer), &self.defaults.eos)?,
+        };
+        self.grammars.insert(grammars).constraint(format)
     }
 }
 

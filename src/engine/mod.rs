@@ -4,6 +4,7 @@ pub mod bytes;
 pub mod checkpoint;
 pub mod eval;
 pub mod generate;
+pub mod grammar;
 pub mod kv_cache;
 pub mod measure;
 pub mod model;

@@ -106,10 +106,15 @@ impl Sampler {
         }
         self.penalize(logits);
         let id = if self.params.temperature > 0.0 { self.sample(logits) } else { greedy(logits) };
+        self.saw(id);
+        id
+    }
+
+    /// Counts `id`, which something else has chosen, as part of the answer.
+    pub fn saw(&mut self, id: u32) {
         if self.params.repetition_penalty != 1.0 {
             self.seen.insert(id);
         }
-        id
     }
 
     fn penalize(&self, logits: &mut [f32]) {

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use serde_json::Value;
 
 pub use crate::engine::generate::Finish;
+pub use crate::engine::grammar::Format;
 
 /// Facts about the loaded model, for `/v1/models`, the retained MQTT `info` and the logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +76,8 @@ pub struct Sampling {
     pub seed: Option<u64>,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// The form that the answer has.
+    pub format: Option<Format>,
     /// Most tokens of the answer, thinking included. The scheduler always passes a number that fits the context.
     pub max_tokens: Option<usize>,
 }
@@ -110,6 +113,15 @@ pub struct Outcome {
     pub seed: u64,
 }
 
+/// Why [`Backend::generate`] gave no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GenerateError {
+    /// The request is at fault.
+    Input(InputError),
+    /// The model cannot go on: a sentence for the log.
+    Engine(String),
+}
+
 /// A model that turns prompts into text; owned by the engine thread.
 pub trait Backend {
     /// Facts about the model.
@@ -126,11 +138,11 @@ pub trait Backend {
     ///
     /// # Errors
     ///
-    /// A sentence for the log when the model cannot go on.
+    /// The form of the answer cannot be had, or the model cannot go on.
     fn generate(
         &mut self,
         prompt: &[u32],
         sampling: &Sampling,
         on: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
-    ) -> Result<Outcome, String>;
+    ) -> Result<Outcome, GenerateError>;
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::admission;
-use super::backend::{Backend, Finish, Outcome, Sampling, Step};
+use super::backend::{Backend, Finish, GenerateError, Outcome, Sampling, Step};
 use super::queue::{Job, Queue, cancelled, expired, shutting_down};
 use super::request::{Answer, Code, Failure, Timings};
 use crate::governor::Handle;
@@ -76,9 +76,12 @@ fn serve(
         };
         if cut.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    let outcome = outcome.map_err(|error| {
-        warn!(id = job.request.id, error, "the engine failed");
-        Failure::new(Code::Internal, "the engine failed; its log has the reason")
+    let outcome = outcome.map_err(|error| match error {
+        GenerateError::Input(error) => error.into(),
+        GenerateError::Engine(error) => {
+            warn!(id = job.request.id, error, "the engine failed");
+            Failure::new(Code::Internal, "the engine failed; its log has the reason")
+        }
     })?;
     // The last token may have come in the same step as the cut: a complete answer is kept.
     if outcome.finish == Finish::Cancelled {

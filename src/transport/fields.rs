@@ -6,13 +6,16 @@ use std::ops::RangeInclusive;
 use serde_json::{Map, Value};
 
 use crate::scheduler::Priority;
-use crate::scheduler::backend::{Input, InputError, Sampling};
+use crate::scheduler::backend::{Format, Input, InputError, Sampling};
 
 /// Most stop texts of a request.
 pub const MAX_STOPS: usize = 16;
 
 /// Longest stop text, in bytes.
 pub const MAX_STOP_BYTES: usize = 256;
+
+/// Most texts that an answer may be one of.
+pub const MAX_CHOICES: usize = 256;
 
 /// Most messages of a conversation.
 pub const MAX_MESSAGES: usize = 256;
@@ -118,6 +121,7 @@ impl Fields {
             repetition_penalty: self.number("repetition_penalty", 0.1..=10.0)?.map(|x| x as f32),
             seed: self.seed()?,
             stop: self.stop()?,
+            format: self.format()?,
             max_tokens: max_tokens.map(|x| x as usize),
         })
     }
@@ -144,6 +148,50 @@ impl Fields {
         let Some(value) = self.take("seed") else { return Ok(None) };
         let seed = value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));
         seed.map(Some).ok_or_else(|| wrong("seed", "a 64-bit integer", &value))
+    }
+
+    /// OpenAI's `response_format`, and three kinds more.
+    fn format(&mut self) -> Result<Option<Format>, InputError> {
+        const KINDS: &str = "text, json_object, json_schema, regex, grammar or choice";
+        let map = match self.take("response_format") {
+            None => return Ok(None),
+            Some(Value::Object(map)) => map,
+            // In a query, which has texts only.
+            Some(Value::String(text)) => match serde_json::from_str(&text) {
+                Ok(Value::Object(map)) => map,
+                _ => return Err(wrong("response_format", "an object", &Value::String(text))),
+            },
+            Some(other) => return Err(wrong("response_format", "an object", &other)),
+        };
+        let mut fields = Fields(map);
+        let at = |name: &str| format!("response_format.{name}");
+        let missing = |name: &str| InputError::new(at(name), format!("{}: missing", at(name)));
+        let text = |fields: &mut Fields, name: &str| match fields.take(name) {
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(wrong(&at(name), "a string", &other)),
+            None => Err(missing(name)),
+        };
+        let kind = text(&mut fields, "type")?;
+        Ok(match kind.as_str() {
+            "text" => None,
+            "json_object" => Some(Format::Object),
+            "json_schema" => match fields.take("json_schema").map(|wanted| wanted["schema"].clone()) {
+                Some(schema @ (Value::Object(_) | Value::Bool(true))) => Some(Format::Schema(schema)),
+                Some(Value::Null) | None => return Err(missing("json_schema.schema")),
+                Some(other) => return Err(wrong(&at("json_schema.schema"), "an object", &other)),
+            },
+            "regex" => Some(Format::Regex(text(&mut fields, "regex")?)),
+            "grammar" => Some(Format::Lark(text(&mut fields, "grammar")?)),
+            "choice" => {
+                let expected = format!("an array of 1 to {MAX_CHOICES} strings that are not empty");
+                let choices = fields.take("choice").ok_or_else(|| missing("choice"))?;
+                let texts = choices.as_array().filter(|texts| (1..=MAX_CHOICES).contains(&texts.len()));
+                let text = |text: &Value| text.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+                let texts = texts.and_then(|texts| texts.iter().map(text).collect());
+                Some(Format::Choice(texts.ok_or_else(|| wrong(&at("choice"), &expected, &choices))?))
+            }
+            _ => return Err(wrong(&at("type"), KINDS, &Value::String(kind))),
+        })
     }
 
     fn stop(&mut self) -> Result<Vec<String>, InputError> {
@@ -285,6 +333,7 @@ mod tests {
             repetition_penalty: Some(1.1),
             seed: Some(u64::MAX),
             stop: vec!["END".into()],
+            format: None,
             max_tokens: Some(9),
         };
         assert_eq!(sampling(json).unwrap(), expected);
@@ -309,6 +358,39 @@ mod tests {
         assert!(sampling("[]").unwrap_err().message.contains("an array"));
         assert!(sampling("{").unwrap_err().message.contains("not JSON"));
         assert!(sampling(&"[".repeat(100_000)).unwrap_err().message.contains("not JSON"));
+    }
+
+    #[test]
+    fn forms_of_an_answer() {
+        let form = |json: &str| sampling(&format!(r#"{{"response_format":{json}}}"#));
+        let schema = serde_json::json!({"type": "object"});
+        for (json, expected) in [
+            (r#"{"type":"text"}"#, None),
+            (r#"{"type":"json_object"}"#, Some(Format::Object)),
+            (
+                r#"{"type":"json_schema","json_schema":{"name":"n","strict":true,"schema":{"type":"object"}}}"#,
+                Some(Format::Schema(schema)),
+            ),
+            (r#"{"type":"regex","regex":"a+"}"#, Some(Format::Regex("a+".into()))),
+            (r#"{"type":"grammar","grammar":"start: \"a\""}"#, Some(Format::Lark("start: \"a\"".into()))),
+            (r#""{\"type\":\"choice\",\"choice\":[\"on\"]}""#, Some(Format::Choice(vec!["on".into()]))),
+        ] {
+            assert_eq!(form(json).unwrap().format, expected, "{json}");
+        }
+        for (json, param) in [
+            ("7", "response_format"),
+            (r#""text""#, "response_format"),
+            ("{}", "response_format.type"),
+            (r#"{"type":"xml"}"#, "response_format.type"),
+            (r#"{"type":"json_schema"}"#, "response_format.json_schema.schema"),
+            (r#"{"type":"json_schema","json_schema":"x"}"#, "response_format.json_schema.schema"),
+            (r#"{"type":"json_schema","json_schema":{"schema":[]}}"#, "response_format.json_schema.schema"),
+            (r#"{"type":"regex","regex":1}"#, "response_format.regex"),
+            (r#"{"type":"choice","choice":[]}"#, "response_format.choice"),
+            (r#"{"type":"choice","choice":["a",""]}"#, "response_format.choice"),
+        ] {
+            assert_eq!(form(json).unwrap_err().param.as_deref(), Some(param), "{json}");
+        }
     }
 
     #[test]

@@ -7,12 +7,11 @@ use crate::scheduler::backend::{Finish, Input, InputError, Sampling};
 use crate::scheduler::{Answer, Code, Failure};
 
 /// Fields of the API that change the answer in ways this daemon does not offer, and the values that are harmless.
-const UNSUPPORTED: [(&str, &[&str]); 17] = [
+const UNSUPPORTED: [(&str, &[&str]); 16] = [
     ("tools", &["[]"]),
     ("tool_choice", &["\"none\"", "\"auto\""]),
     ("functions", &["[]"]),
     ("function_call", &["\"none\"", "\"auto\""]),
-    ("response_format", &["{\"type\":\"text\"}"]),
     ("logprobs", &["false"]),
     ("top_logprobs", &["0"]),
     ("logit_bias", &["{}"]),
@@ -199,7 +198,7 @@ mod tests {
         for (extra, param) in [
             (r#","tools":[{"type":"function"}]"#, "tools"),
             (r#","tool_choice":"required""#, "tool_choice"),
-            (r#","response_format":{"type":"json_object"}"#, "response_format"),
+            (r#","response_format":{"type":"xml"}"#, "response_format.type"),
             (r#","logprobs":true"#, "logprobs"),
             (r#","n":2"#, "n"),
             (r#","logit_bias":{"1":5}"#, "logit_bias"),

@@ -19,7 +19,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use emberd::daemon::config::{self, Config, Sources};
-use emberd::scheduler::backend::{Backend, Finish, Input, InputError, ModelInfo, Outcome, Sampling, Step};
+use emberd::scheduler::backend::{
+    Backend, Finish, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step,
+};
 
 /// Generous: the tests also run under emulation, several at a time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -104,7 +106,7 @@ impl Backend for Fake {
         prompt: &[u32],
         sampling: &Sampling,
         on: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
-    ) -> Result<Outcome, String> {
+    ) -> Result<Outcome, GenerateError> {
         let text: String = prompt.iter().filter_map(|&id| char::from_u32(id)).collect();
         self.note(&format!("start {text}"));
         let outcome = self.answer(&text, prompt.len(), sampling, on);
@@ -120,7 +122,7 @@ impl Fake {
         prompt_tokens: usize,
         sampling: &Sampling,
         on: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
-    ) -> Result<Outcome, String> {
+    ) -> Result<Outcome, GenerateError> {
         let most = sampling.max_tokens.expect("the scheduler always sets max_tokens");
         let mut outcome = Outcome {
             finish: Finish::Cancelled,
@@ -159,7 +161,7 @@ impl Fake {
                 }
             }
             if text.contains("@fail") {
-                return Err("made to fail".into());
+                return Err(GenerateError::Engine("made to fail".into()));
             }
             while text.contains("@stall") && !self.released() {
                 std::thread::sleep(Duration::from_millis(5));

@@ -1,8 +1,9 @@
 //! `emberd ask`: a client of the socket. Hanging up is how it takes a request back, so Ctrl-C needs no protocol.
 
+use std::fs::File;
 use std::future::poll_fn;
 use std::io::{IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use axum::body::{Body as RequestBody, Bytes};
@@ -20,6 +21,9 @@ use super::model::print;
 /// Longest prompt that is read from standard input.
 const MAX_PROMPT: u64 = 64 << 20;
 
+/// Longest schema that is read; the daemon takes less.
+const MAX_SCHEMA: u64 = 1 << 20;
+
 /// Longest line of the answer, and longest answer with `--json`.
 const MAX_ANSWER: usize = 64 << 20;
 
@@ -36,6 +40,9 @@ pub(super) struct Ask {
     /// Most tokens of the answer
     #[arg(long, value_name = "N")]
     max_tokens: Option<u64>,
+    /// Answer with JSON that the schema in this file accepts
+    #[arg(long, value_name = "FILE")]
+    json_schema: Option<PathBuf>,
     /// 0 always takes the most likely token
     #[arg(long, value_name = "T")]
     temperature: Option<f64>,
@@ -74,6 +81,7 @@ impl Ask {
             ("max_tokens", self.max_tokens.map(Value::from)),
             ("temperature", self.temperature.map(Value::from)),
             ("seed", self.seed.map(Value::from)),
+            ("response_format", self.json_schema.as_deref().map(response_format).transpose()?),
         ];
         for (name, value) in options {
             if let Some(value) = value {
@@ -120,6 +128,17 @@ impl Ask {
         }
         stream_answer(&mut body).await
     }
+}
+
+/// What the API calls the schema in the file at `path`.
+fn response_format(path: &Path) -> Result<Value, Error> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_SCHEMA).read_to_string(&mut text));
+    let place = path.display();
+    read.map_err(|error| Error::Usage(format!("--json-schema: {place}: cannot read it: {error}")))?;
+    let schema: Value = serde_json::from_str(&text)
+        .map_err(|error| Error::Usage(format!("--json-schema: {place}: not a JSON schema: {error}")))?;
+    Ok(json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}))
 }
 
 async fn stream_answer(body: &mut Incoming) -> Result<(), Error> {

@@ -104,7 +104,7 @@ pub fn judge<'a>(
         }
         ControlFlow::Continue(())
     };
-    let outcome = engine.generate(prompt, sampling, &[], max_tokens, &mut on);
+    let outcome = engine.generate(prompt, sampling, &[], None, max_tokens, &mut on);
     let outcome = outcome.map_err(|source| EvalError::Generate { line: case.line, source })?;
     Ok(Verdict {
         line: case.line,
