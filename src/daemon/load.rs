@@ -215,7 +215,7 @@ impl Backend for Loaded {
             }
             Progress::Delta(Delta::Text(text)) => on(Step::Text(text)),
             Progress::Delta(Delta::Thought(text)) => on(Step::Thought(text)),
-            Progress::Token => {
+            Progress::Token(ran) => {
                 written += 1;
                 on(Step::Tick)?;
                 // The first token comes out of the prompt's last chunk.
@@ -223,7 +223,8 @@ impl Backend for Loaded {
                     pace.skip();
                     return ControlFlow::Continue(());
                 }
-                pace.done(Phase::Decode, 1, &mut || on(Step::Tick))
+                // Several at once say nothing of the speed of one.
+                pace.done(Phase::Decode, usize::from(ran == 1), &mut || on(Step::Tick))
             }
         };
         let outcome =

@@ -62,8 +62,9 @@ pub enum Progress<'a> {
     Prefill(usize),
     /// More of the answer, or of what the model thinks before it.
     Delta(&'a Delta),
-    /// A token is done; its text, if it gave any, came before.
-    Token,
+    /// A token was chosen; its text, if it gave any, came before. So many tokens went through the layers for it: one, or the
+    /// prompt, or one with those that the form of the answer forced after it.
+    Token(usize),
 }
 
 /// Why an answer ended.
@@ -173,6 +174,7 @@ impl Engine {
         let mut constraint = format.map(|format| self.constraint(format)).transpose()?;
         let mut sampler = Sampler::new(sampling, prompt);
         let mut outcome = Outcome { finish: Finish::Cancelled, completion_tokens: 0, seed: sampler.seed() };
+        let mut ran = prompt.len();
         self.runner.reset();
         let mut logits = self.runner.run(prompt, &mut |done| on(Progress::Prefill(done)))?;
         'answer: while let Some(scores) = logits {
@@ -196,7 +198,7 @@ impl Engine {
                     break 'answer;
                 }
                 let told = tell(&stream.push(&self.tokenizer, *token), on);
-                if told.is_break() || on(Progress::Token).is_break() {
+                if told.is_break() || (nth == 0 && on(Progress::Token(ran)).is_break()) {
                     return Ok(outcome);
                 }
                 if stream.stopped() {
@@ -213,6 +215,7 @@ impl Engine {
                     break 'answer;
                 }
             }
+            ran = tokens.len();
             let (runner, constraint) = (&mut self.runner, &mut constraint);
             logits = std::thread::scope(move |scope| {
                 if let Some(constraint) = constraint {
