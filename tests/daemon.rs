@@ -260,6 +260,32 @@ fn the_example_configuration_is_right_and_shows_the_built_in_values() {
     assert_eq!(keys(&uncommented), keys(&Config::default().to_toml()) + 17, "a key is missing in the example");
 }
 
+#[test]
+fn status_and_top_show_the_running_daemon() {
+    let daemon = Daemon::start("[model]\nname = \"tiny\"\n");
+    assert!(ask(&daemon, &["hello"]).status.success());
+    let look = |arguments: &[&str]| {
+        let output = emberd(arguments)
+            .args(["--socket", daemon.socket.to_str().unwrap()])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let page = look(&["status"]);
+    for part in ["tiny", "nominal", "1 answered", "none running, 0 waiting"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    let value: serde_json::Value = serde_json::from_str(&look(&["status", "--json"])).unwrap();
+    assert_eq!(value["requests"]["answered"], 1);
+    let lines = look(&["top", "--count", "2", "--interval", "0.1"]);
+    assert_eq!(lines.lines().filter(|line| line.contains("level=nominal") && line.contains(" answered=1 ")).count(), 2);
+    let output = emberd(&["top", "--socket", "/does/not/exist"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    assert_eq!(emberd(&["top", "--interval", "0"]).output().unwrap().status.code(), Some(2));
+}
+
 fn ask(daemon: &Daemon, arguments: &[&str]) -> Output {
     emberd(&["ask", "--socket", daemon.socket.to_str().unwrap()]).args(arguments).output().unwrap()
 }

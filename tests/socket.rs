@@ -108,6 +108,40 @@ fn models_and_health() {
 }
 
 #[test]
+fn status_and_metrics_tell_the_same() {
+    let daemon = Daemon::start("[model]\nname = 'ti\"n\\y'\n");
+    assert_eq!(daemon.post(CHAT, &daemon.chat("hello", "")).status, 200);
+    assert_eq!(daemon.post(CHAT, &daemon.chat("@fail", "")).status, 500);
+    let status = daemon.request("GET", "/v1/status", "").json();
+    assert_eq!((&status["status"], &status["model"]["name"]), (&"ok".into(), &"ti\"n\\y".into()));
+    assert_eq!(status["requests"], serde_json::json!({"total": 2, "answered": 1, "internal": 1}));
+    assert_eq!((&status["waiting"], &status["last_error"]), (&0.into(), &"internal".into()));
+    assert!(status["governor"]["decode_threads"].as_u64().unwrap() > 0 && status["governor"]["why"].is_string());
+
+    let page = daemon.request("GET", "/metrics", "").body;
+    let mut families = Vec::new();
+    for line in page.lines() {
+        if let Some(family) = line.strip_prefix("# TYPE ") {
+            families.push(family.split(' ').next().unwrap().to_owned());
+        } else if !line.starts_with("# HELP ") {
+            // A sample belongs to the family before it, and its value is a number.
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert_eq!(name.split('{').next(), families.last().map(String::as_str), "{line}");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+    let mut unique = families.clone();
+    unique.sort();
+    unique.dedup();
+    assert_eq!(unique.len(), families.len(), "a family twice: {page}");
+    let tokens = format!("emberd_completion_tokens_total {}", status["completion_tokens"]);
+    let name = r#"model="ti\"n\\y""#;
+    for part in [r#"emberd_requests_total{result="answered"} 1"#, r#"{result="internal"} 1"#, &tokens, name] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+}
+
+#[test]
 fn refusals_have_openais_shape() {
     let daemon = Daemon::start("[model]\ncontext = 64\n[limits]\nbody_bytes = 2048\n");
     let cases = [

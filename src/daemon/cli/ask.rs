@@ -1,21 +1,15 @@
 //! `emberd ask`: a client of the socket. Hanging up is how it takes a request back, so Ctrl-C needs no protocol.
 
 use std::fs::File;
-use std::future::poll_fn;
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 
-use axum::body::{Body as RequestBody, Bytes};
 use clap::Args;
-use hyper::body::{Body, Incoming};
-use hyper::client::conn::http1;
-use hyper::{Request, Response, header};
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
 
 use super::super::error::Error;
+use super::client;
 use super::model::print;
 
 /// Longest prompt that is read from standard input.
@@ -23,9 +17,6 @@ const MAX_PROMPT: u64 = 64 << 20;
 
 /// Longest schema that is read; the daemon takes less.
 const MAX_SCHEMA: u64 = 1 << 20;
-
-/// Longest line of the answer, and longest answer with `--json`.
-const MAX_ANSWER: usize = 64 << 20;
 
 #[derive(Args)]
 pub(super) struct Ask {
@@ -105,26 +96,9 @@ impl Ask {
     }
 
     async fn talk(&self, body: Value) -> Result<(), Error> {
-        let path = self.socket.display();
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
-            Error::Unavailable(format!("cannot reach the daemon at {path}: {error}; is `emberd serve` running?"))
-        })?;
-        let lost = |error: hyper::Error| Error::Unavailable(format!("lost the daemon at {path}: {error}"));
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-        tokio::spawn(connection);
-        let request = Request::post("/v1/chat/completions")
-            .header(header::HOST, "localhost")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(RequestBody::from(body.to_string()))
-            .map_err(|error| Error::Refused(error.to_string()))?;
-        let response = sender.send_request(request).await.map_err(lost)?;
-        if !response.status().is_success() {
-            return Err(refusal(response).await);
-        }
-        let mut body = response.into_body();
+        let mut body = client::request(&self.socket, "/v1/chat/completions", Some(body)).await?;
         if self.json {
-            let text = read_all(&mut body).await?;
-            return print(&text);
+            return print(&client::read_all(&mut body).await?);
         }
         stream_answer(&mut body).await
     }
@@ -145,9 +119,9 @@ async fn stream_answer(body: &mut Incoming) -> Result<(), Error> {
     let mut progress = Progress::new();
     let mut buffer = Vec::new();
     let mut last_byte = b'\n';
-    while let Some(chunk) = next_chunk(body).await? {
+    while let Some(chunk) = client::next_chunk(body).await? {
         buffer.extend_from_slice(&chunk);
-        if buffer.len() > MAX_ANSWER {
+        if buffer.len() > client::MAX_ANSWER {
             return Err(Error::Refused("the daemon sends a line without end".into()));
         }
         let Some(complete) = buffer.iter().rposition(|&byte| byte == b'\n') else { continue };
@@ -163,7 +137,7 @@ async fn stream_answer(body: &mut Incoming) -> Result<(), Error> {
                 let value: Value = serde_json::from_str(data).unwrap_or_default();
                 if value["error"].is_object() {
                     progress.clear();
-                    return Err(failure(&value));
+                    return Err(client::failure(&value));
                 }
                 let text = value["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
                 if let Some(&byte) = text.as_bytes().last() {
@@ -175,46 +149,6 @@ async fn stream_answer(body: &mut Incoming) -> Result<(), Error> {
         }
     }
     Err(Error::Refused("the daemon ended the connection before the answer was complete".into()))
-}
-
-async fn refusal(response: Response<Incoming>) -> Error {
-    let status = response.status();
-    let text = read_all(&mut response.into_body()).await.unwrap_or_default();
-    let value: Value = serde_json::from_str(&text).unwrap_or_default();
-    if value["error"].is_object() { failure(&value) } else { Error::Refused(format!("the daemon answered {status}")) }
-}
-
-fn failure(value: &Value) -> Error {
-    let message = value["error"]["message"].as_str().unwrap_or("no reason given").to_owned();
-    match value["error"]["code"].as_str() {
-        Some("busy" | "shutting_down" | "overheated" | "low_memory") => Error::Busy(message),
-        _ => Error::Refused(message),
-    }
-}
-
-async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
-    loop {
-        match poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
-            None => return Ok(None),
-            Some(Err(error)) => return Err(Error::Unavailable(format!("lost the daemon: {error}"))),
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
-                }
-            }
-        }
-    }
-}
-
-async fn read_all(body: &mut Incoming) -> Result<String, Error> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = next_chunk(body).await? {
-        if bytes.len() + chunk.len() > MAX_ANSWER {
-            return Err(Error::Refused(format!("the daemon's answer is larger than {MAX_ANSWER} bytes")));
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// One line on standard error, if that is a terminal.

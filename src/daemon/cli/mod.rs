@@ -3,6 +3,7 @@
 mod ask;
 mod bench;
 mod check_config;
+mod client;
 mod debug;
 #[cfg(feature = "demo")]
 mod demo;
@@ -16,6 +17,7 @@ mod perplexity;
 mod serve;
 mod settings;
 mod shell;
+mod status;
 mod thermal;
 
 use std::process::ExitCode;
@@ -44,6 +46,10 @@ enum Command {
     CheckConfig(Settings),
     /// Ask the running daemon and print its answer as it comes
     Ask(ask::Ask),
+    /// Show the running daemon's temperature, threads, queue and speed
+    Status(status::Status),
+    /// Show them again and again; one plain line each, into a pipe
+    Top(status::Top),
     /// Look at this machine: sensors, power, memory, storage, and what is missing
     Doctor(doctor::Doctor),
     /// Say what a checkpoint is, what serving it takes, and whether this machine has that
@@ -76,6 +82,8 @@ pub fn main() -> ExitCode {
         Command::Serve(settings) => serve::run(&settings),
         Command::CheckConfig(settings) => check_config::run(&settings),
         Command::Ask(ask) => ask::run(&ask),
+        Command::Status(status) => status::status(&status),
+        Command::Top(top) => status::top(&top),
         Command::Doctor(doctor) => doctor::run(&doctor),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Pack(pack) => pack::run(&pack),

@@ -21,6 +21,7 @@ use super::super::fields::{Fields, conversation};
 use super::super::openai::{self, ChatRequest, Envelope};
 use super::super::waiting::Waiting;
 use super::body::{AnswerBody, Events, Plain};
+use super::report::{METRICS_TYPE, Report};
 use crate::scheduler::backend::{Input, InputError, ModelInfo, Sampling};
 use crate::scheduler::{Failure, Priority, Request, Scheduler, Update};
 
@@ -52,13 +53,26 @@ struct Inner {
     run: u32,
     requests: AtomicU64,
     since: u64,
+    started: Instant,
 }
 
 impl Service {
     /// Routes to `scheduler`.
     pub fn new(scheduler: Scheduler, model: ModelInfo, limits: Limits) -> Service {
         let (run, requests) = (fastrand::u32(..), AtomicU64::new(0));
-        Service(Arc::new(Inner { scheduler, model, limits, run, requests, since: unix_time() }))
+        Service(Arc::new(Inner {
+            scheduler,
+            model,
+            limits,
+            run,
+            requests,
+            since: unix_time(),
+            started: Instant::now(),
+        }))
+    }
+
+    fn report(&self) -> Report<'_> {
+        Report::new(&self.0.scheduler, &self.0.model, self.0.started.elapsed())
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -108,12 +122,14 @@ pub(super) fn router(service: Service) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/prompt", post(prompt))
         .route("/v1/models", get(models))
+        .route("/v1/status", get(status))
         .route("/healthz", get(health))
+        .route("/metrics", get(metrics))
         .fallback(async || {
             Refusal::plain(
                 404,
                 "not_found",
-                "no such path; there are /v1/chat/completions, /v1/prompt, /v1/models and /healthz",
+                "no such path; there are /v1/chat/completions, /v1/prompt, /v1/models, /v1/status, /healthz and /metrics",
             )
         })
         .method_not_allowed_fallback(async || {
@@ -204,6 +220,14 @@ async fn health(State(service): State<Service>) -> Response {
     let draining = service.0.scheduler.draining();
     let (status, word) = if draining { (503, "shutting_down") } else { (200, "ok") };
     json_response(status, &json!({"status": word, "running": running, "waiting": waiting}))
+}
+
+async fn status(State(service): State<Service>) -> Response {
+    json_response(200, &service.report().status())
+}
+
+async fn metrics(State(service): State<Service>) -> Response {
+    ([(header::CONTENT_TYPE, METRICS_TYPE)], service.report().metrics()).into_response()
 }
 
 /// Query parameters as the fields of a JSON object: what reads as JSON number or boolean is one, the rest is text.

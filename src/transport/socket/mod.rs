@@ -1,10 +1,12 @@
 //! HTTP/1.1 over a Unix socket.
 //!
-//! `listen` owns the file, `http` the routes, `body` the answers that are sent while they are made.
+//! `listen` owns the file, `http` the routes, `body` the answers that are sent while they are made, `report` what
+//! is told of the daemon itself.
 
 mod body;
 mod http;
 mod listen;
+mod report;
 
 use std::sync::Arc;
 use std::time::Duration;
