@@ -2,13 +2,16 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::unistd::geteuid;
 use serde::Serialize;
 
 use super::config::Config;
+use crate::engine::bytes;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::checkpoint::summary::Summary;
 use crate::governor::sensors::Sensors;
@@ -272,8 +275,22 @@ fn model(config: &Config, sample: &Sample) -> Vec<Finding> {
             ok("memory", text)
         });
     }
+    all.extend(cached(path));
     all.extend(storage(path, need.weights));
     all
+}
+
+/// How much of the model's largest file is in memory already. The kernel tells it to the file's owner only.
+fn cached(model: &Path) -> Option<Finding> {
+    let file = File::open(largest(model)?).ok()?;
+    let (length, owner) = file.metadata().map(|data| (data.len(), data.uid())).ok()?;
+    let user = geteuid();
+    if length == 0 || !(user.is_root() || user.as_raw() == owner) {
+        return None;
+    }
+    let there = bytes::map(file).ok()?.cached().ok()?;
+    let mb = |bytes: u64| bytes.div_ceil(1 << 20);
+    Some(ok("page cache", format!("{} of the file's {} MB are in memory", mb(there), mb(length))))
 }
 
 /// Reads a part of the model's largest file past the page cache.

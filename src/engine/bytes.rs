@@ -34,6 +34,26 @@ pub fn map(file: File) -> std::io::Result<Arc<Mapping>> {
     Ok(Arc::new(Mapping { map, file }))
 }
 
+impl Mapping {
+    /// Bytes of the file that are in the page cache. The kernel tells only who owns the file or may write to it; others hear
+    /// that all of it is there.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    #[allow(unsafe_code)]
+    pub fn cached(&self) -> std::io::Result<u64> {
+        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.unwrap_or(4096) as usize;
+        let mut pages = vec![0_u8; self.map.len().div_ceil(page)];
+        let start = self.map.as_ptr().cast_mut().cast();
+        // SAFETY: the range is the whole mapping, which starts at a page, and `pages` has a byte for each of its pages; the
+        // call writes to `pages` only.
+        nix::errno::Errno::result(unsafe { nix::libc::mincore(start, self.map.len(), pages.as_mut_ptr()) })?;
+        let there = pages.iter().filter(|&&page| page & 1 == 1).count() * page;
+        Ok(there.min(self.map.len()) as u64)
+    }
+}
+
 /// Cheap to clone; the mapping lives as long as its last range.
 #[derive(Clone, Debug)]
 pub struct Bytes(Repr);

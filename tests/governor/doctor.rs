@@ -23,6 +23,22 @@ fn of<'a>(findings: &'a [Finding], about: &str) -> &'a Finding {
 }
 
 #[test]
+fn what_was_just_read_is_in_the_page_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"]
+    {
+        // A copy belongs to whoever runs this, and its pages have just been written.
+        std::fs::copy(config().model.path.join(file), dir.path().join(file)).unwrap();
+    }
+    let mut config = config();
+    config.model.path = dir.path().to_path_buf();
+    let findings = examine(pi4().root(), &config);
+    let finding = of(&findings, "page cache");
+    let length = std::fs::metadata(dir.path().join("model.safetensors")).unwrap().len().div_ceil(1 << 20);
+    assert_eq!(finding.found, format!("{length} of the file's {length} MB are in memory"));
+}
+
+#[test]
 fn a_pi_4_is_told_of_its_past_and_of_kernel_options() {
     let findings = verdicts(&pi4());
     assert!(of(&findings, "board").found.starts_with("Raspberry Pi 4"));

@@ -172,6 +172,10 @@ impl Policy {
                 (level, cause) = (other, why);
             }
         }
+        // Critical says that requests are refused: it ends when they are taken again.
+        if level < Level::Critical {
+            self.level.0 = self.level.0.min(Level::Hot);
+        }
         let holds = level == self.level.0 && level > Level::Nominal;
         let lower_long = level < self.level.0 && now - *self.lower_since.get_or_insert(now) >= LEVEL_DWELL;
         if level > self.level.0 || holds || lower_long {
