@@ -104,6 +104,31 @@ fn an_answer_has_the_form_that_was_asked_for() {
     assert!(answer["text"] == "on" || answer["text"] == "off", "{answer}");
     assert_eq!(answer["finish_reason"], "stop", "{answer}");
 
+    // A required call of a tool, through both doors: the model was never told of tools, the grammar makes it one.
+    let tools = json!([{"type": "function", "function": {"name": "set_light", "parameters": {"type": "object",
+        "properties": {"room": {"enum": ["hall", "attic"]}, "on": {"type": "boolean"}}, "required": ["room", "on"]}}}]);
+    let request = json!({
+        "messages": [{"role": "user", "content": "dim the hall lights to 30"}], "tools": tools, "tool_choice": "required",
+    });
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--data-binary", &request.to_string(), "http://localhost/v1/chat/completions", "--unix-socket"]);
+    let over_socket: Value = serde_json::from_str(&stdout(run(curl.arg(&served.socket)))).expect("JSON");
+    let choice = &over_socket["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{over_socket}");
+    let mut rr = Command::new("mosquitto_rr");
+    rr.args(["-V", "5", "-h", "127.0.0.1", "-p", &broker.port.to_string(), "-W", "100", "-q", "1"]);
+    rr.args(["-t", "emberd/n/req/door/2", "-e", "emberd/n/res/door/2", "-m", &request.to_string()]);
+    let over_mqtt: Value = serde_json::from_str(&stdout(run(&mut rr))).expect("JSON");
+    assert_eq!(over_mqtt["finish_reason"], "tool_calls", "{over_mqtt}");
+    for calls in [&choice["message"]["tool_calls"], &over_mqtt["tool_calls"]] {
+        let function = &calls[0]["function"];
+        let arguments = function["arguments"].as_str().expect("text");
+        let arguments: Value = serde_json::from_str(arguments).expect("JSON");
+        assert_eq!((calls.as_array().map(Vec::len), &function["name"]), (Some(1), &json!("set_light")));
+        assert!(arguments["room"] == "hall" || arguments["room"] == "attic", "{arguments}");
+        assert!(arguments["on"].is_boolean(), "{arguments}");
+    }
+
     // A schema that is none is the client's fault, and said so.
     std::fs::write(&schema, r#"{"type": "fruit"}"#).expect("schema");
     let refused = run(emberd().args(["ask", "hi", "--socket"]).arg(&served.socket).arg("--json-schema").arg(&schema));

@@ -59,6 +59,37 @@ fn a_stream_has_role_pieces_finish_usage_and_done() {
 }
 
 #[test]
+fn calls_of_tools_whole_and_streamed() {
+    let daemon = Daemon::start("");
+    let tools = r#","tools":[{"type":"function","function":{"name":"set_light"}}]"#;
+    let whole = daemon.post(CHAT, &daemon.chat("@call", tools)).json();
+    let (choice, number) = (&whole["choices"][0], whole["id"].as_str().unwrap().trim_start_matches("chatcmpl-"));
+    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&"tool_calls".into(), &().into()));
+    let calls = choice["message"]["tool_calls"].as_array().unwrap();
+    assert_eq!((calls.len(), &calls[0]["id"]), (2, &format!("call_{number}_0").into()));
+    let function = serde_json::json!({"name": "set_light", "arguments": r#"{"room":"hall"}"#});
+    assert_eq!((&calls[1]["type"], &calls[1]["function"]), (&"function".into(), &function));
+
+    let streamed = daemon.post(CHAT, &daemon.chat("@call", &format!(r#"{tools},"stream":true"#)));
+    let data =
+        streamed.events().into_iter().filter_map(|event| event.strip_prefix("data: ")).filter(|d| *d != "[DONE]");
+    let chunks: Vec<serde_json::Value> = data.map(|chunk| serde_json::from_str(chunk).unwrap()).collect();
+    let pieces = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array()).flatten();
+    let pieces: Vec<_> = pieces.map(|call| (call["index"].as_u64(), call["function"].clone())).collect();
+    assert_eq!(pieces, [(Some(0), function.clone()), (Some(1), function)]);
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+
+    // What the tools gave goes back in.
+    let messages = serde_json::json!({"messages": [
+        {"role": "user", "content": "dim it"}, {"role": "assistant", "content": null, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": calls[0]["id"], "content": "done"}]});
+    let said = daemon.post(CHAT, &messages.to_string()).json();
+    assert_eq!(said["choices"][0]["message"]["content"], "You said: dim it||done");
+    let none = daemon.post(CHAT, &daemon.chat("@call", &format!(r#"{tools},"tool_choice":"none""#))).json();
+    assert_eq!(none["choices"][0]["finish_reason"], "stop");
+}
+
+#[test]
 fn text_in_text_out_through_curl() {
     let daemon = Daemon::start("");
     let curl = |arguments: &[&str]| {
@@ -148,7 +179,7 @@ fn refusals_have_openais_shape() {
         ("POST", CHAT, "{".to_owned(), 400, "bad_request", None),
         ("POST", CHAT, "\u{0}garbage".to_owned(), 400, "bad_request", None),
         ("POST", CHAT, "{}".to_owned(), 400, "bad_request", Some("messages")),
-        ("POST", CHAT, daemon.chat("x", r#","tools":[{}]"#), 400, "bad_request", Some("tools")),
+        ("POST", CHAT, daemon.chat("x", r#","tools":[{}]"#), 400, "bad_request", Some("tools[0].type")),
         ("POST", CHAT, daemon.chat("x", r#","temperature":9"#), 400, "bad_request", Some("temperature")),
         ("POST", CHAT, daemon.chat("@refuse", ""), 400, "bad_request", Some("messages")),
         ("POST", CHAT, daemon.chat(&"x".repeat(64), ""), 400, "context_length_exceeded", None),

@@ -7,7 +7,7 @@ use super::calibrate;
 use super::config::{Config, Kv};
 use super::pace::Pace;
 use crate::engine::checkpoint::summary::Summary;
-use crate::engine::generate::{Engine, GenerateError as EngineError, Progress};
+use crate::engine::generate::{Engine, GenerateError as EngineError, Progress, Wanted};
 use crate::engine::kv_cache::KvKind;
 use crate::engine::runner::Options;
 use crate::engine::stream::Delta;
@@ -15,7 +15,9 @@ use crate::engine::template::{ChatRequest, TemplateError};
 use crate::governor::policy::Need;
 use crate::governor::sensors::{self, Sensors};
 use crate::governor::{Decision, Handle, Phase, Speeds, Work};
-use crate::scheduler::backend::{Backend, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step};
+use crate::scheduler::backend::{
+    Backend, Format, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step,
+};
 
 /// Memory that the kernel and its services take of a small machine, and what a control group needs besides the model.
 const SYSTEM: u64 = 96 << 20;
@@ -215,6 +217,7 @@ impl Backend for Loaded {
             }
             Progress::Delta(Delta::Text(text)) => on(Step::Text(text)),
             Progress::Delta(Delta::Thought(text)) => on(Step::Thought(text)),
+            Progress::Delta(Delta::Call(call)) => on(Step::Call(call)),
             Progress::Token(ran) => {
                 written += 1;
                 on(Step::Tick)?;
@@ -227,14 +230,18 @@ impl Backend for Loaded {
                 pace.done(Phase::Decode, usize::from(ran == 1), &mut || on(Step::Tick))
             }
         };
-        let outcome =
-            self.engine.generate(prompt, params, &sampling.stop, sampling.format.as_ref(), max_tokens, &mut tell);
+        let (stops, format, calls) = (&sampling.stop[..], sampling.format.as_ref(), sampling.calls);
+        let outcome = self.engine.generate(prompt, params, Wanted { stops, format, calls, max_tokens }, &mut tell);
         if self.engine.runner().kv_bytes() as u64 > self.governor.decision().cache_bytes {
             self.engine.runner_mut().release();
         }
         self.governor.running(false, self.engine.runner().kv_bytes());
         let outcome = outcome.map_err(|error| match error {
-            EngineError::Format(_) => GenerateError::Input(InputError::new("response_format", error.to_string())),
+            EngineError::Format(_) => {
+                let forced = matches!(sampling.format, Some(Format::Call(_)));
+                let field = if forced { "tools" } else { "response_format" };
+                GenerateError::Input(InputError::new(field, format!("{field}: {error}")))
+            }
             _ => GenerateError::Engine(error.to_string()),
         })?;
         Ok(Outcome {

@@ -51,12 +51,25 @@ pub enum GenerateError {
     #[error(transparent)]
     Stop(#[from] StopError),
     /// The wanted form cannot be had.
-    #[error("response_format: {0}")]
+    #[error("{0}")]
     Format(#[from] GrammarError),
 }
 
+/// What an answer shall be like, apart from how its tokens are drawn.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    /// Texts that end it.
+    pub stops: &'a [String],
+    /// Its form.
+    pub format: Option<&'a Format>,
+    /// Whether calls of tools are read out of it.
+    pub calls: bool,
+    /// Most tokens that it has.
+    pub max_tokens: usize,
+}
+
 /// Progress of [`Engine::generate`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Progress<'a> {
     /// So many of the prompt's tokens have been computed.
     Prefill(usize),
@@ -155,8 +168,7 @@ impl Engine {
         self.runner.config().bos.into_iter().chain(self.tokenizer.encode_text(text)).collect()
     }
 
-    /// Answers `prompt` with at most `max_tokens` tokens, in the form of `format`; `on` hears of every batch of the prompt and
-    /// every token.
+    /// Answers `prompt` as it is `wanted`; `on` hears of every batch of the prompt and every token.
     ///
     /// # Errors
     ///
@@ -165,13 +177,15 @@ impl Engine {
         &mut self,
         prompt: &[u32],
         sampling: SamplingParams,
-        stops: &[String],
-        format: Option<&Format>,
-        max_tokens: usize,
+        wanted: Wanted<'_>,
         on: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Outcome, GenerateError> {
-        let mut stream = TextStream::new(&self.tokenizer, stops.to_vec())?;
-        let mut constraint = format.map(|format| self.constraint(format)).transpose()?;
+        let max_tokens = wanted.max_tokens;
+        let mut stream = TextStream::new(&self.tokenizer, wanted.stops.to_vec())?;
+        if wanted.calls {
+            stream = stream.with_calls(&self.tokenizer);
+        }
+        let mut constraint = wanted.format.map(|format| self.constraint(format)).transpose()?;
         let mut sampler = Sampler::new(sampling, prompt);
         let mut outcome = Outcome { finish: Finish::Cancelled, completion_tokens: 0, seed: sampler.seed() };
         let mut ran = prompt.len();

@@ -13,6 +13,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use crate::engine::tokenizer::Tokenizer;
+use crate::engine::tools::{self, Marks};
 
 /// Most bytes of a schema, an expression, a grammar or all choices together.
 pub const MAX_BYTES: usize = 64 << 10;
@@ -33,6 +34,8 @@ pub enum Format {
     Lark(String),
     /// One of these texts.
     Choice(Vec<String>),
+    /// A call of one of these tools, in the form of OpenAI's declarations.
+    Call(Vec<Value>),
 }
 
 /// A form that cannot be had.
@@ -55,11 +58,12 @@ impl Format {
             Format::Schema(schema) => schema.to_string().len(),
             Format::Regex(text) | Format::Lark(text) => text.len(),
             Format::Choice(texts) => texts.iter().map(String::len).sum(),
+            Format::Call(tools) => tools.iter().map(|tool| tool.to_string().len()).sum(),
         }
     }
 
-    fn grammar(&self) -> TopLevelGrammar {
-        match self {
+    fn grammar(&self, marks: Option<Marks>) -> Result<TopLevelGrammar, GrammarError> {
+        Ok(match self {
             Format::Object => schema(&json!({"type": "object"})),
             Format::Schema(wanted) => schema(wanted),
             Format::Regex(expression) => TopLevelGrammar::from_regex(expression),
@@ -68,7 +72,11 @@ impl Format {
                 let escaped: Vec<String> = texts.iter().map(|text| regex::escape(text)).collect();
                 TopLevelGrammar::from_regex(&escaped.join("|"))
             }
-        }
+            Format::Call(tools) => {
+                let marks = marks.ok_or_else(|| GrammarError("the model's vocabulary has no calls of tools".into()))?;
+                TopLevelGrammar::from_lark(tools::lark(tools, marks))
+            }
+        })
     }
 }
 
@@ -93,6 +101,7 @@ pub struct Grammars {
     eos: Vec<u32>,
     open: Option<u32>,
     close: Option<u32>,
+    marks: Option<Marks>,
 }
 
 struct Vocabulary {
@@ -124,6 +133,7 @@ impl Grammars {
         let words: Vec<Vec<u8>> = (0..vocab).map(|id| tokenizer.token_bytes(id).to_vec()).collect();
         let trie = TokTrie::from(&TokRxInfo::new(vocab, *first), &words).with_eos_tokens(eos);
         let (open, close) = (tokenizer.control_id("<|channel>"), tokenizer.control_id("<channel|>"));
+        let marks = Marks::new(&tokenizer);
         let vocabulary: TokEnv = Arc::new(Vocabulary { tokenizer, trie });
         let capabilities = InferenceCapabilities { ff_tokens: true, ..Default::default() };
         // Tries of the tokens that fit into strings ("slices") took 65 MB more and made no step faster.
@@ -132,7 +142,7 @@ impl Grammars {
         let limits = factory.limits_mut();
         limits.max_lexer_states = MAX_LEXER_STATES;
         limits.verbose_errors = false;
-        Ok(Grammars { factory, eos: eos.to_vec(), open, close })
+        Ok(Grammars { factory, eos: eos.to_vec(), open, close, marks })
     }
 
     /// The constraint of one answer.
@@ -145,7 +155,7 @@ impl Grammars {
         if bytes > MAX_BYTES {
             return Err(GrammarError(format!("expected at most {MAX_BYTES} bytes, found {bytes}")));
         }
-        let parser = self.factory.create_parser(format.grammar()).map_err(GrammarError::of)?;
+        let parser = self.factory.create_parser(format.grammar(self.marks)?).map_err(GrammarError::of)?;
         let state = if self.open.is_some() && self.close.is_some() { State::Start } else { State::Answer };
         Ok(Constraint {
             matcher: Matcher::new(Ok(parser)),

@@ -15,3 +15,4 @@ pub mod sampler;
 pub mod stream;
 pub mod template;
 pub mod tokenizer;
+pub mod tools;

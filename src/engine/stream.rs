@@ -4,6 +4,7 @@
 //! be the beginning of a stop string, and thoughts go their own way.
 
 use super::tokenizer::Tokenizer;
+use super::tools::{Call, Marks, Written};
 
 /// Stop strings of a request.
 pub const MAX_STOPS: usize = 16;
@@ -13,12 +14,14 @@ pub const MAX_STOP_BYTES: usize = 256;
 const CHANNEL_NAME: &str = "thought\n";
 
 /// A piece of an answer. Pieces of one kind, one after the other, are the whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Delta {
     /// Of the answer itself.
     Text(String),
     /// Of what the model thinks between `<|channel>` and `<channel|>`.
     Thought(String),
+    /// A whole call of a tool.
+    Call(Call),
 }
 
 /// A stop string that is refused.
@@ -35,6 +38,8 @@ enum Channel {
     /// At the start of a thought, where the name of the channel stands.
     Name,
     Thought,
+    /// Between `<|tool_call>` and `<tool_call|>`.
+    Call,
 }
 
 /// The text of one answer, token by token.
@@ -42,6 +47,11 @@ pub struct TextStream {
     stops: Vec<String>,
     open: Option<u32>,
     close: Option<u32>,
+    /// Of calls, when they are to be read, and what the open one has so far.
+    marks: Option<Marks>,
+    written: Written,
+    /// `<|tool_response>`: the model waits for what its calls give.
+    response: Option<u32>,
     channel: Channel,
     /// Bytes of a character that is not complete.
     bytes: Vec<u8>,
@@ -68,11 +78,21 @@ impl TextStream {
             stops,
             open,
             close,
+            marks: None,
+            written: Written::default(),
+            response: None,
             channel: Channel::Text,
             bytes: Vec::new(),
             held: String::new(),
             stopped: false,
         })
+    }
+
+    /// Reads calls of tools out of the answer, which would else be text.
+    pub fn with_calls(mut self, tokenizer: &Tokenizer) -> TextStream {
+        self.marks = Marks::new(tokenizer);
+        self.response = tokenizer.control_id("<|tool_response>");
+        self
     }
 
     /// Whether a stop string has come; the answer ends before it.
@@ -87,9 +107,17 @@ impl TextStream {
         } else if Some(id) == self.open && self.channel == Channel::Text {
             self.flush(&mut deltas);
             self.channel = Channel::Name;
-        } else if Some(id) == self.close && self.channel != Channel::Text {
+        } else if Some(id) == self.close && matches!(self.channel, Channel::Name | Channel::Thought) {
             self.flush(&mut deltas);
             self.channel = Channel::Text;
+        } else if self.channel == Channel::Call {
+            self.write(tokenizer, id, &mut deltas);
+        } else if self.channel == Channel::Text && self.marks.is_some_and(|marks| marks.open == id) {
+            self.flush(&mut deltas);
+            self.channel = Channel::Call;
+        } else if Some(id) == self.response && self.channel == Channel::Text {
+            self.flush(&mut deltas);
+            self.stopped = true;
         } else {
             self.bytes.extend_from_slice(tokenizer.token_bytes(id));
             self.decode();
@@ -101,8 +129,34 @@ impl TextStream {
     /// What was held back, when no token follows.
     pub fn finish(&mut self) -> Vec<Delta> {
         let mut deltas = Vec::new();
+        if self.channel == Channel::Call {
+            // Cut off: what is there is not lost.
+            let text = format!("<|tool_call>{}", self.take_written().spell());
+            self.say(text, &mut deltas);
+        }
         self.flush(&mut deltas);
         deltas
+    }
+
+    fn take_written(&mut self) -> Written {
+        self.channel = Channel::Text;
+        std::mem::take(&mut self.written)
+    }
+
+    /// One more token of a call. What turns out to be none is text.
+    fn write(&mut self, tokenizer: &Tokenizer, id: u32, deltas: &mut Vec<Delta>) {
+        let Some(marks) = self.marks else { return };
+        if id == marks.quote {
+            self.written.quote();
+        } else if id == marks.close {
+            let written = self.take_written();
+            match written.call() {
+                Some(call) => deltas.push(Delta::Call(call)),
+                None => self.say(format!("<|tool_call>{}<tool_call|>", written.spell()), deltas),
+            }
+        } else {
+            self.written.push(tokenizer.token_bytes(id));
+        }
     }
 
     /// Complete characters move from `bytes` to `held`; bytes that can never be one become U+FFFD.

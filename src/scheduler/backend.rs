@@ -8,6 +8,7 @@ use serde_json::Value;
 
 pub use crate::engine::generate::Finish;
 pub use crate::engine::grammar::Format;
+pub use crate::engine::tools::Call;
 
 /// Facts about the loaded model, for `/v1/models`, the retained MQTT `info` and the logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,12 +79,14 @@ pub struct Sampling {
     pub stop: Vec<String>,
     /// The form that the answer has.
     pub format: Option<Format>,
+    /// Whether calls of tools are read out of the answer.
+    pub calls: bool,
     /// Most tokens of the answer, thinking included. The scheduler always passes a number that fits the context.
     pub max_tokens: Option<usize>,
 }
 
 /// Progress of [`Backend::generate`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step<'a> {
     /// `done` of `total` prompt tokens have been computed.
     Prefill {
@@ -96,6 +99,8 @@ pub enum Step<'a> {
     Text(&'a str),
     /// More of what the model thinks before it answers.
     Thought(&'a str),
+    /// A call of a tool.
+    Call(&'a Call),
     /// A token that gave no text yet.
     Tick,
 }

@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::backend::Call;
 use super::counters::Counters;
 use super::lock::lock;
 use super::request::{Answer, Code, Failure};
@@ -26,6 +27,8 @@ pub struct Update {
     pub thought: String,
     /// More of the answer.
     pub text: String,
+    /// More calls of tools.
+    pub calls: Vec<Call>,
     /// The end; nothing follows.
     pub ended: Option<Result<Answer, Failure>>,
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::backend::{Finish, Input, InputError, Sampling};
+use super::backend::{Call, Finish, Input, InputError, Sampling};
 
 /// A prompt with everything that is needed to answer it.
 #[derive(Clone, Debug)]
@@ -126,6 +126,8 @@ pub struct Answer {
     pub text: String,
     /// What the model thought, if it did.
     pub thought: String,
+    /// Tools that the model wants to have called.
+    pub calls: Vec<Call>,
     /// `Stop` or `Length`.
     pub finish: Finish,
     /// Tokens of the prompt.

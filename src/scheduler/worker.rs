@@ -44,7 +44,7 @@ fn serve(
         update.started = Some(prompt.len());
     });
 
-    let (mut text, mut thought) = (String::new(), String::new());
+    let (mut text, mut thought, mut calls) = (String::new(), String::new(), Vec::new());
     let mut first_token = None;
     let mut cut = None;
     let outcome = backend.generate(&prompt, &sampling, &mut |step| {
@@ -61,6 +61,10 @@ fn serve(
             Step::Thought(more) => {
                 thought.push_str(more);
                 job.reply.tell(|update| update.thought.push_str(more));
+            }
+            Step::Call(call) => {
+                calls.push(call.clone());
+                job.reply.tell(|update| update.calls.push(call.clone()));
             }
             Step::Tick => {}
         }
@@ -91,6 +95,7 @@ fn serve(
     Ok(Answer {
         text,
         thought,
+        calls,
         finish: outcome.finish,
         prompt_tokens: outcome.prompt_tokens,
         completion_tokens: outcome.completion_tokens,

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
+use super::tools;
 use crate::scheduler::Priority;
 use crate::scheduler::backend::{Format, Input, InputError, Sampling};
 
@@ -122,6 +123,7 @@ impl Fields {
             seed: self.seed()?,
             stop: self.stop()?,
             format: self.format()?,
+            calls: false,
             max_tokens: max_tokens.map(|x| x as usize),
         })
     }
@@ -251,15 +253,14 @@ fn message(path: &str, value: Value) -> Result<Value, InputError> {
     let mut fields = Fields(map);
     let at = |field: &str| format!("{path}.{field}");
     let role = match fields.take("role") {
-        Some(Value::String(role)) if matches!(role.as_str(), "system" | "user" | "assistant") => role,
+        Some(Value::String(role)) if matches!(role.as_str(), "system" | "user" | "assistant" | "tool") => role,
         // OpenAI's newer name of the same thing.
         Some(Value::String(role)) if role == "developer" => "system".into(),
-        Some(other) => return Err(wrong(&at("role"), "system, developer, user or assistant", &other)),
+        Some(other) => return Err(wrong(&at("role"), "system, developer, user, assistant or tool", &other)),
         None => return Err(InputError::new(at("role"), format!("{}: missing", at("role")))),
     };
-    if fields.take("tool_calls").is_some() {
-        return Err(unsupported(&at("tool_calls")));
-    }
+    let calls = fields.take("tool_calls").filter(|_| role == "assistant");
+    let calls = calls.map(|calls| tools::earlier(&at("tool_calls"), calls)).transpose()?.unwrap_or_default();
     let content = match fields.take("content") {
         Some(Value::String(text)) => text,
         Some(Value::Array(parts)) => parts
@@ -268,9 +269,24 @@ fn message(path: &str, value: Value) -> Result<Value, InputError> {
             .map(|(n, part)| text_part(&at(&format!("content[{n}]")), part))
             .collect::<Result<_, _>>()?,
         Some(other) => return Err(wrong(&at("content"), "a string or an array of text parts", &other)),
+        None if !calls.is_empty() => String::new(),
         None => return Err(InputError::new(at("content"), format!("{}: missing", at("content")))),
     };
-    Ok(serde_json::json!({"role": role, "content": content}))
+    let mut message = serde_json::json!({"role": role, "content": content});
+    if role == "tool" {
+        message["tool_call_id"] = match fields.take("tool_call_id") {
+            Some(id @ Value::String(_)) => id,
+            Some(other) => return Err(wrong(&at("tool_call_id"), "a string", &other)),
+            None => return Err(InputError::new(at("tool_call_id"), format!("{}: missing", at("tool_call_id")))),
+        };
+    }
+    if !calls.is_empty() {
+        message["tool_calls"] = Value::Array(calls);
+        if let Some(Value::String(thought)) = fields.take("reasoning_content") {
+            message["reasoning_content"] = Value::String(thought);
+        }
+    }
+    Ok(message)
 }
 
 fn text_part(path: &str, part: Value) -> Result<String, InputError> {
@@ -334,6 +350,7 @@ mod tests {
             seed: Some(u64::MAX),
             stop: vec!["END".into()],
             format: None,
+            calls: false,
             max_tokens: Some(9),
         };
         assert_eq!(sampling(json).unwrap(), expected);
@@ -415,11 +432,12 @@ mod tests {
             (r#"[]"#, "messages"),
             (r#"["x"]"#, "messages[0]"),
             (r#"[{"content":"x"}]"#, "messages[0].role"),
-            (r#"[{"role":"tool","content":"x"}]"#, "messages[0].role"),
+            (r#"[{"role":"root","content":"x"}]"#, "messages[0].role"),
+            (r#"[{"role":"tool","content":"x"}]"#, "messages[0].tool_call_id"),
             (r#"[{"role":"user"}]"#, "messages[0].content"),
             (r#"[{"role":"user","content":[{"type":"image_url"}]}]"#, "messages[0].content[0].type"),
             (
-                r#"[{"role":"user","content":"x"},{"role":"assistant","content":"y","tool_calls":[]}]"#,
+                r#"[{"role":"user","content":"x"},{"role":"assistant","content":"y","tool_calls":{}}]"#,
                 "messages[1].tool_calls",
             ),
         ] {

@@ -4,6 +4,7 @@
 //! socket   HTTP/1.1 over a Unix socket     openai   its JSON, pure
 //! mqtt     MQTT 5 through rumqttc          wire     its payloads and topics, pure
 //! preset   what requests need not bring
+//! tools    declarations and calls of tools
 //! fields   JSON fields with their ranges, shared by both
 //! ```
 
@@ -12,5 +13,6 @@ pub mod mqtt;
 pub mod openai;
 pub mod preset;
 pub mod socket;
+pub mod tools;
 mod waiting;
 pub mod wire;

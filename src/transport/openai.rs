@@ -3,13 +3,12 @@
 use serde_json::{Value, json};
 
 use super::fields::{Fields, messages, unsupported};
-use crate::scheduler::backend::{Finish, Input, InputError, Sampling};
+use super::tools;
+use crate::scheduler::backend::{Call, Finish, Input, InputError, Sampling};
 use crate::scheduler::{Answer, Code, Failure};
 
 /// Fields of the API that change the answer in ways this daemon does not offer, and the values that are harmless.
-const UNSUPPORTED: [(&str, &[&str]); 16] = [
-    ("tools", &["[]"]),
-    ("tool_choice", &["\"none\"", "\"auto\""]),
+const UNSUPPORTED: [(&str, &[&str]); 14] = [
     ("functions", &["[]"]),
     ("function_call", &["\"none\"", "\"auto\""]),
     ("logprobs", &["false"]),
@@ -62,12 +61,9 @@ impl ChatRequest {
         };
         let enable_thinking = fields.flag("enable_thinking")?.unwrap_or(false);
         let messages = messages(fields.take("messages"))?;
-        Ok(ChatRequest {
-            input: Input::Chat { messages, tools: Value::Null, enable_thinking },
-            sampling: fields.sampling()?,
-            stream,
-            include_usage,
-        })
+        let mut sampling = fields.sampling()?;
+        let tools = tools::take(&mut fields, &mut sampling)?;
+        Ok(ChatRequest { input: Input::Chat { messages, tools, enable_thinking }, sampling, stream, include_usage })
     }
 }
 
@@ -89,7 +85,13 @@ impl Envelope {
         if !answer.thought.is_empty() {
             message["reasoning_content"] = json!(answer.thought);
         }
-        let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish(answer.finish)});
+        if !answer.calls.is_empty() {
+            message["tool_calls"] = tools::calls(self.number(), 0, &answer.calls);
+            if answer.text.is_empty() {
+                message["content"] = Value::Null;
+            }
+        }
+        let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish(answer)});
         let mut value = self.object("chat.completion", json!([choice]));
         value["usage"] = usage(answer);
         value["seed"] = json!(answer.seed);
@@ -112,9 +114,22 @@ impl Envelope {
         self.chunk(json!({"reasoning_content": text}), None)
     }
 
+    /// Calls of tools, each whole; `first` went before.
+    pub fn calls(&self, first: usize, calls: &[Call]) -> Value {
+        let mut calls = tools::calls(self.number(), first, calls);
+        let indexed = calls.as_array_mut().into_iter().flatten().zip(first..);
+        indexed.for_each(|(call, index)| call["index"] = json!(index));
+        self.chunk(json!({"tool_calls": calls}), None)
+    }
+
+    /// The id without what it is the id of.
+    fn number(&self) -> &str {
+        self.id.split_once('-').map_or(&self.id, |(_, number)| number)
+    }
+
     /// The piece that says why the answer ended.
     pub fn finish(&self, answer: &Answer) -> Value {
-        self.chunk(json!({}), Some(finish(answer.finish)))
+        self.chunk(json!({}), Some(finish(answer)))
     }
 
     /// The piece with the token counts.
@@ -135,9 +150,10 @@ impl Envelope {
     }
 }
 
-/// `stop` or `length`.
-pub fn finish(finish: Finish) -> &'static str {
-    match finish {
+/// `stop`, `length` or `tool_calls`.
+pub fn finish(answer: &Answer) -> &'static str {
+    match answer.finish {
+        Finish::Stop if !answer.calls.is_empty() => "tool_calls",
         Finish::Stop | Finish::Cancelled => "stop",
         Finish::Length => "length",
     }
@@ -196,7 +212,7 @@ mod tests {
     #[test]
     fn known_and_unsupported_fields_are_refused_by_name() {
         for (extra, param) in [
-            (r#","tools":[{"type":"function"}]"#, "tools"),
+            (r#","tools":[{"type":"function"}]"#, "tools[0].function.name"),
             (r#","tool_choice":"required""#, "tool_choice"),
             (r#","response_format":{"type":"xml"}"#, "response_format.type"),
             (r#","logprobs":true"#, "logprobs"),

@@ -28,6 +28,7 @@ use serde_json::{Map, Value, json};
 use super::fields::{Fields, conversation, messages};
 use super::openai;
 use super::preset::{Preset, Presets};
+use super::tools;
 use crate::scheduler::backend::{Input, InputError, Sampling};
 use crate::scheduler::{Answer, Failure, Priority};
 
@@ -331,9 +332,11 @@ impl WireRequest {
 
     fn read(mut fields: Fields) -> Result<WireRequest, InputError> {
         let enable_thinking = fields.flag("enable_thinking")?.unwrap_or(false);
+        let mut sampling = fields.sampling()?;
+        let tools = tools::take(&mut fields, &mut sampling)?;
         let raw = fields.flag("raw")?.unwrap_or(false);
         let system = fields.text("system")?;
-        let input = match (fields.text("prompt")?, fields.take("messages")) {
+        let mut input = match (fields.text("prompt")?, fields.take("messages")) {
             (Some(_), Some(_)) => return Err(InputError::new("prompt", "prompt: not together with messages")),
             (Some(_), None) if raw && system.is_some() => {
                 return Err(InputError::new("system", "system: not together with \"raw\": true"));
@@ -346,13 +349,18 @@ impl WireRequest {
             (None, None) => return Err(InputError::new("prompt", "prompt: missing (or messages)")),
             (None, given) => Input::Chat { messages: messages(given)?, tools: Value::Null, enable_thinking },
         };
+        match &mut input {
+            Input::Chat { tools: declared, .. } => *declared = tools,
+            Input::Raw(_) if tools.is_null() => {}
+            Input::Raw(_) => return Err(InputError::new("tools", "tools: not together with \"raw\": true")),
+        }
         Ok(WireRequest {
             input,
             stream: fields.flag("stream")?.unwrap_or(false),
             events: fields.flag("events")?,
             timeout_s: fields.integer("timeout_s", 1..=86_400)?,
             priority: fields.priority()?,
-            sampling: fields.sampling()?,
+            sampling,
         })
     }
 }
@@ -366,13 +374,16 @@ pub fn answer(form: Form, key: &Key, model: &str, answer: &Answer) -> Vec<u8> {
                 "id": key.level(),
                 "model": model,
                 "text": answer.text,
-                "finish_reason": openai::finish(answer.finish),
+                "finish_reason": openai::finish(answer),
                 "usage": openai::usage(answer),
                 "seed": answer.seed,
                 "timings": openai::timings(answer),
             });
             if !answer.thought.is_empty() {
                 value["thought"] = json!(answer.thought);
+            }
+            if !answer.calls.is_empty() {
+                value["tool_calls"] = tools::calls(key.level(), 0, &answer.calls);
             }
             value.to_string().into_bytes()
         }
@@ -404,7 +415,7 @@ pub fn ended(result: &Result<Answer, Failure>) -> Value {
     match result {
         Ok(answer) => json!({
             "event": "ended",
-            "finish_reason": openai::finish(answer.finish),
+            "finish_reason": openai::finish(answer),
             "usage": openai::usage(answer),
             "timings": openai::timings(answer),
         }),

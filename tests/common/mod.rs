@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use emberd::daemon::config::{self, Config, Sources};
 use emberd::scheduler::backend::{
-    Backend, Finish, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step,
+    Backend, Call, Finish, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step,
 };
 
 /// Generous: the tests also run under emulation, several at a time.
@@ -45,6 +45,7 @@ pub(crate) fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T
 /// - `@hold` lets it wait in the middle of the answer until the file `release` exists beside the journal,
 /// - `@stall` does so without any step, as an engine that hangs would,
 /// - `@think` lets it think first, `@long` makes a long answer, `@params` answers with the sampling parameters,
+/// - `@call` makes it call the tool `set_light` twice, where there are tools,
 /// - `@fail` makes it fail, `@refuse` makes the prompt unacceptable.
 ///
 /// It notes every start and end in the journal.
@@ -136,6 +137,16 @@ impl Fake {
             }
         }
         if text.contains("@think") && on(Step::Thought("let me see")).is_break() {
+            return Ok(outcome);
+        }
+        if sampling.calls && text.contains("@call") {
+            let arguments = serde_json::json!({"room": "hall"}).as_object().cloned().unwrap_or_default();
+            let call = Call { name: "set_light".into(), arguments };
+            if on(Step::Call(&call)).is_break() || on(Step::Call(&call)).is_break() {
+                return Ok(outcome);
+            }
+            outcome.completion_tokens = 2;
+            outcome.finish = Finish::Stop;
             return Ok(outcome);
         }
         let answer = if text.contains("@long") {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use emberd::engine::grammar::{Format, Grammars};
 use emberd::engine::sampler::{Sampler, SamplingParams};
+use emberd::engine::stream::{Delta, TextStream};
 use emberd::engine::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
@@ -177,6 +178,65 @@ fn expressions_grammars_and_choices() {
         "additionalProperties": false}));
     let said = String::from_utf8(say(grammars, tokenizer, &object, 1).text).expect("UTF-8");
     assert_eq!(said.replace(' ', ""), r#"{"a":1}"#);
+}
+
+#[test]
+fn a_required_call_can_be_read_and_has_the_declared_arguments() {
+    let (tokenizer, grammars) = &*GRAMMARS;
+    let light = json!({"type": "function", "function": {"name": "set_light", "parameters": {"type": "object",
+        "properties": {
+            "room": {"type": "string", "enum": ["hall", "a \"quoted\" room"]},
+            "level": {"type": "integer"},
+            "note": {"type": "string"},
+            "scene": {"type": "object", "properties": {"warm": {"type": "boolean"}}, "required": ["warm"]},
+            "hours": {"type": "array", "items": {"type": "number"}},
+            "odd, name": {"type": "null"},
+        },
+        "required": ["room", "odd, name"]}}});
+    let bare = json!({"type": "function", "function": {"name": "stop_all"}});
+    let mut names = Vec::new();
+    for seed in 0..if cfg!(target_arch = "aarch64") { 4 } else { 16 } {
+        let (said, tokens) = {
+            let mut constraint =
+                grammars.constraint(&Format::Call(vec![light.clone(), bare.clone()])).expect("grammar");
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut tokens = Vec::new();
+            while !constraint.ended() && tokens.len() < 600 {
+                let mut logits: Vec<f32> = (0..tokenizer.vocab_size()).map(|_| rng.f32() * 8.0).collect();
+                // Texts, lists and thoughts come to an end.
+                [49, 52, 101].iter().for_each(|id| logits[*id] += 6.0);
+                for (id, logit) in logits.iter_mut().enumerate() {
+                    *logit += if matches!(tokenizer.token_bytes(id as u32), b"]" | b"}") { 6.0 } else { 0.0 };
+                }
+                constraint.apply(&mut logits).expect("bounded");
+                let token = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).expect("one") as u32;
+                tokens.push(token);
+                tokens.extend(constraint.accept(token).expect("what the mask allows"));
+            }
+            assert!(constraint.ended(), "{}", shared::spell_lossy(tokenizer, &tokens));
+            let mut stream = TextStream::new(tokenizer, Vec::new()).expect("no stops").with_calls(tokenizer);
+            let said: Vec<Delta> = tokens.iter().flat_map(|token| stream.push(tokenizer, *token)).collect();
+            (said, shared::spell_lossy(tokenizer, &tokens))
+        };
+        let calls: Vec<&Delta> = said.iter().filter(|delta| !matches!(delta, Delta::Thought(_))).collect();
+        let [Delta::Call(call)] = calls[..] else { panic!("{tokens}: {said:?}") };
+        names.push(call.name.clone());
+        let arguments = &call.arguments;
+        if call.name == "stop_all" {
+            assert!(arguments.is_empty(), "{tokens}");
+            continue;
+        }
+        assert!(arguments["room"] == "hall" || arguments["room"] == "a \"quoted\" room", "{tokens}");
+        assert!(arguments["odd, name"].is_null(), "{tokens}");
+        let good = |name: &str, good: fn(&Value) -> bool| arguments.get(name).is_none_or(good);
+        assert!(good("level", Value::is_i64) && good("note", Value::is_string), "{tokens}");
+        assert!(good("scene", |scene| scene["warm"].is_boolean()), "{tokens}");
+        assert!(
+            good("hours", |hours| hours.as_array().is_some_and(|all| all.iter().all(Value::is_number))),
+            "{tokens}"
+        );
+    }
+    assert!(names.iter().any(|name| name == "set_light"), "{names:?}");
 }
 
 #[test]

@@ -57,13 +57,20 @@ pub(crate) fn tokenizer() -> Option<&'static Tokenizer> {
 
 /// The text of `ids`, control tokens spelled.
 pub(crate) fn spell(tokenizer: &Tokenizer, ids: &[u32]) -> String {
-    let bytes: Vec<u8> = ids
-        .iter()
+    String::from_utf8(spell_bytes(tokenizer, ids)).unwrap()
+}
+
+/// As [`spell`], of ids that need not be text.
+pub(crate) fn spell_lossy(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+    String::from_utf8_lossy(&spell_bytes(tokenizer, ids)).into_owned()
+}
+
+fn spell_bytes(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u8> {
+    ids.iter()
         .flat_map(|id| match tokenizer.control_name(*id) {
             Some(name) => name.as_bytes(),
             None => tokenizer.token_bytes(*id),
         })
         .copied()
-        .collect();
-    String::from_utf8(bytes).unwrap()
+        .collect()
 }

@@ -15,6 +15,7 @@ fn run(tokenizer: &Tokenizer, ids: &[u32], stops: &[&str]) -> (String, String, b
         match delta {
             Delta::Text(piece) => text += &piece,
             Delta::Thought(piece) => thought += &piece,
+            Delta::Call(call) => panic!("{call:?}"),
         }
     }
     (text, thought, stream.stopped())
@@ -24,6 +25,44 @@ fn run(tokenizer: &Tokenizer, ids: &[u32], stops: &[&str]) -> (String, String, b
 fn bytes(tokenizer: &Tokenizer, text: &[u8]) -> Vec<u32> {
     let id = |byte: u8| (0..1000).find(|id| *id >= 238 && tokenizer.token_bytes(*id) == [byte]).unwrap();
     text.iter().map(|byte| id(*byte)).collect()
+}
+
+#[test]
+fn calls_go_their_own_way_and_broken_ones_are_text() {
+    let home = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home/tokenizer.json");
+    let tokenizer = &Tokenizer::load(&home).unwrap();
+    let said = |text: &str| {
+        let mut stream = TextStream::new(tokenizer, vec!["END".to_owned()]).unwrap().with_calls(tokenizer);
+        let ids = tokenizer.encode_prompt(&tokenizer.split_controls(text));
+        let mut deltas: Vec<Delta> = ids.iter().flat_map(|id| stream.push(tokenizer, *id)).collect();
+        deltas.extend(stream.finish());
+        let (mut text, mut calls) = (String::new(), Vec::new());
+        for delta in deltas {
+            match delta {
+                Delta::Text(more) | Delta::Thought(more) => text += &more,
+                Delta::Call(call) => calls.push(format!("{} {}", call.name, serde_json::Value::Object(call.arguments))),
+            }
+        }
+        (text, calls, stream.stopped())
+    };
+    let light = r#"<|tool_call>call:light{room:<|"|>hall END, x}<|"|>,level:3}<tool_call|>"#;
+    let read = r#"light {"room":"hall END, x}","level":3}"#.to_owned();
+    assert_eq!(said(light), (String::new(), vec![read.clone()], false));
+    assert_eq!(said(&format!("well {light}{light}E")), ("well E".into(), vec![read.clone(), read.clone()], false));
+    // What would follow is the tool's to say.
+    assert_eq!(said(&format!("{light}<|tool_response>response:light{{}}")), (String::new(), vec![read], true));
+    for broken in [
+        "<|tool_call>",
+        "<|tool_call>call:light{room:<|\"|>hall",
+        "<|tool_call>light{}<tool_call|>",
+        "<|tool_call>call:light{room:}<tool_call|>",
+    ] {
+        assert_eq!(said(broken), (broken.to_owned(), vec![], false));
+    }
+    // Nobody asked for calls: text, as it comes.
+    let mut stream = TextStream::new(tokenizer, Vec::new()).unwrap();
+    let ids = tokenizer.encode_prompt(&tokenizer.split_controls(light));
+    assert!(ids.iter().flat_map(|id| stream.push(tokenizer, *id)).all(|delta| matches!(delta, Delta::Text(_))));
 }
 
 #[test]

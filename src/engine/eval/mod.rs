@@ -10,7 +10,7 @@ use serde::Serialize;
 pub use case::{Case, CaseError, Compare, parse};
 pub use compare::agrees;
 
-use crate::engine::generate::{Engine, Finish, GenerateError, Progress};
+use crate::engine::generate::{Engine, Finish, GenerateError, Progress, Wanted};
 use crate::engine::stream::Delta;
 use crate::engine::template::{ChatRequest, TemplateError};
 
@@ -104,7 +104,7 @@ pub fn judge<'a>(
         }
         ControlFlow::Continue(())
     };
-    let outcome = engine.generate(prompt, sampling, &[], None, max_tokens, &mut on);
+    let outcome = engine.generate(prompt, sampling, Wanted { max_tokens, ..Wanted::default() }, &mut on);
     let outcome = outcome.map_err(|source| EvalError::Generate { line: case.line, source })?;
     Ok(Verdict {
         line: case.line,

@@ -87,6 +87,8 @@ pub(super) struct Events {
     pub(super) envelope: Envelope,
     pub(super) include_usage: bool,
     pub(super) role_sent: bool,
+    /// Calls of tools sent so far.
+    pub(super) calls: usize,
 }
 
 impl Form for Events {
@@ -104,7 +106,9 @@ impl Form for Events {
             let _ = write!(out, ": prefill {done}/{total}\n\n");
         }
         let ended_well = matches!(update.ended, Some(Ok(_)));
-        if !self.role_sent && (ended_well || !update.text.is_empty() || !update.thought.is_empty()) {
+        if !self.role_sent
+            && (ended_well || !update.text.is_empty() || !update.thought.is_empty() || !update.calls.is_empty())
+        {
             self.role_sent = true;
             data(&mut out, &self.envelope.role());
         }
@@ -113,6 +117,10 @@ impl Form for Events {
         }
         if !update.text.is_empty() {
             data(&mut out, &self.envelope.text(&update.text));
+        }
+        if !update.calls.is_empty() {
+            data(&mut out, &self.envelope.calls(self.calls, &update.calls));
+            self.calls += update.calls.len();
         }
         match &update.ended {
             Some(Ok(answer)) => self.end(&mut out, answer),

@@ -154,7 +154,7 @@ async fn chat(State(service): State<Service>, request: HttpRequest) -> Result<Re
     let envelope = Envelope { id: format!("chatcmpl-{id}"), created: unix_time(), model: service.0.model.name.clone() };
     if chat.stream {
         let first = first_update(&waiting).await?;
-        let form = Events { envelope, include_usage: chat.include_usage, role_sent: false };
+        let form = Events { envelope, include_usage: chat.include_usage, role_sent: false, calls: 0 };
         let body = Body::new(AnswerBody::new(waiting, first, form));
         let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
         return Ok((headers, body).into_response());
