@@ -90,6 +90,57 @@ fn calls_of_tools_whole_and_streamed() {
 }
 
 #[test]
+fn texts_are_continued_whole_and_streamed() {
+    let daemon = Daemon::start("");
+    let json = daemon.post("/v1/completions", r#"{"prompt":"hello you","max_tokens":3,"seed":7}"#).json();
+    assert_eq!(json["object"], "text_completion");
+    assert!(json["id"].as_str().unwrap().starts_with("cmpl-"));
+    let choice =
+        serde_json::json!({"index": 0, "text": "You said: hello ", "logprobs": null, "finish_reason": "length"});
+    assert_eq!((&json["choices"], &json["usage"]["total_tokens"]), (&serde_json::json!([choice]), &12.into()));
+
+    let body = r#"{"prompt":"@think of it","stream":true,"stream_options":{"include_usage":true}}"#;
+    let response = daemon.post("/v1/completions", body);
+    let data: Vec<_> = response.events().into_iter().filter_map(|event| event.strip_prefix("data: ")).collect();
+    assert_eq!(*data.last().unwrap(), "[DONE]");
+    let chunks: Vec<serde_json::Value> =
+        data[..data.len() - 1].iter().map(|chunk| serde_json::from_str(chunk).unwrap()).collect();
+    assert!(chunks.iter().all(|chunk| chunk["object"] == "text_completion"));
+    let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect();
+    assert_eq!(text, "You said: @think of it");
+    assert_eq!(chunks[chunks.len() - 2]["choices"][0]["finish_reason"], "stop");
+    assert_eq!(chunks[chunks.len() - 1]["usage"]["prompt_tokens"], 12);
+}
+
+#[test]
+fn requests_keep_their_names_and_readiness_is_that_of_the_queue() {
+    let daemon = Daemon::start("[queue]\ndepth = 1\n");
+    let named = |id: &str, path: &str| {
+        let mut stream = daemon.connect();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: {id}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        Response::read(stream)
+    };
+    for (path, status) in [("/readyz", 200), ("/nowhere", 404)] {
+        let response = named("trace-7:a/b", path);
+        assert_eq!(response.status, status);
+        assert!(response.head.contains("\r\nx-request-id: trace-7:a/b"), "{response:?}");
+    }
+    for bad in ["", "a b", "a\"b", &"x".repeat(129)] {
+        assert_eq!(named(bad, "/readyz").status, 400, "{bad}");
+    }
+    let first = daemon.send("POST", "/v1/prompt", "one @hold");
+    daemon.wait_journal("start one @hold");
+    assert_eq!(daemon.request("GET", "/readyz", "").status, 200, "one more may wait");
+    let second = daemon.send("POST", "/v1/prompt", "two");
+    daemon.wait_waiting(1);
+    let full = daemon.request("GET", "/readyz", "");
+    assert_eq!((full.status, &full.json()["error"]["code"]), (503, &"busy".into()));
+    daemon.release();
+    assert_eq!((Response::read(first).body.as_str(), Response::read(second).status), ("You said: one @hold", 200));
+}
+
+#[test]
 fn text_in_text_out_through_curl() {
     let daemon = Daemon::start("");
     let curl = |arguments: &[&str]| {
@@ -188,7 +239,9 @@ fn refusals_have_openais_shape() {
         ("POST", CHAT, "x".repeat(4096), 413, "too_large", None),
         ("POST", "/v1/prompt", " ".to_owned(), 400, "bad_request", None),
         ("POST", "/v1/prompt?seed=x", "x".to_owned(), 400, "bad_request", Some("seed")),
-        ("POST", "/v1/completions", "x".to_owned(), 404, "not_found", None),
+        ("POST", "/v1/completions", "x".to_owned(), 400, "bad_request", None),
+        ("POST", "/v1/completions", "{}".to_owned(), 400, "bad_request", Some("prompt")),
+        ("POST", "/v1/engines", "x".to_owned(), 404, "not_found", None),
         ("GET", CHAT, String::new(), 405, "method_not_allowed", None),
     ];
     for (method, path, body, status, code, param) in cases {

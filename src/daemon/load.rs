@@ -201,6 +201,9 @@ impl Backend for Loaded {
         params.top_p = sampling.top_p.unwrap_or(params.top_p);
         params.min_p = sampling.min_p.unwrap_or(params.min_p);
         params.repetition_penalty = sampling.repetition_penalty.unwrap_or(params.repetition_penalty);
+        params.presence_penalty = sampling.presence_penalty.unwrap_or(0.0);
+        params.frequency_penalty = sampling.frequency_penalty.unwrap_or(0.0);
+        params.logit_bias.clone_from(&sampling.logit_bias);
         params.seed = sampling.seed;
         let max_tokens = sampling.max_tokens.unwrap_or(self.info.context);
         let total = prompt.len();

@@ -154,6 +154,9 @@ impl Engine {
             top_p: d.top_p,
             min_p: d.min_p,
             repetition_penalty: d.repetition_penalty,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: None,
         }
     }

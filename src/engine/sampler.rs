@@ -1,10 +1,11 @@
 //! Logits to the next token.
 //!
 //! The order and the meaning of the filters are those of Hugging Face transformers' logits processors: repetition
-//! penalty, temperature, top-k, top-p, min-p.
+//! penalty, temperature, top-k, top-p, min-p. The presence and frequency penalties and the biases are those of OpenAI's API; they
+//! come after the repetition penalty.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 /// Drawn seeds stay below this: JSON readers that know only doubles can give them back.
 const MAX_DRAWN_SEED: u64 = 1 << 53;
@@ -23,6 +24,12 @@ pub struct SamplingParams {
     /// Divides the positive logits of tokens that are in the prompt or the answer, multiplies the negative ones. Above 0
     /// and at most 10; 1 is none.
     pub repetition_penalty: f32,
+    /// Taken off the logits of all tokens that the answer has.
+    pub presence_penalty: f32,
+    /// Taken off a token's logit for every time that the answer has it.
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens; ids that the vocabulary does not have count for nothing.
+    pub logit_bias: Vec<(u32, f32)>,
     /// The same seed gives the same answer; a random one when absent.
     pub seed: Option<u64>,
 }
@@ -30,7 +37,17 @@ pub struct SamplingParams {
 impl Default for SamplingParams {
     /// The published defaults of Gemma 4: temperature 1, top-k 64, top-p 0.95.
     fn default() -> SamplingParams {
-        SamplingParams { temperature: 1.0, top_k: 64, top_p: 0.95, min_p: 0.0, repetition_penalty: 1.0, seed: None }
+        SamplingParams {
+            temperature: 1.0,
+            top_k: 64,
+            top_p: 0.95,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+        }
     }
 }
 
@@ -81,6 +98,8 @@ pub struct Sampler {
     rng: fastrand::Rng,
     /// Tokens of the prompt and the answer; empty when there is no penalty.
     seen: HashSet<u32>,
+    /// How often the answer has each token; empty when that costs nothing.
+    counts: HashMap<u32, u32>,
     candidates: Vec<Candidate>,
 }
 
@@ -90,7 +109,14 @@ impl Sampler {
         let seed = params.seed.unwrap_or_else(|| fastrand::u64(..MAX_DRAWN_SEED));
         let penalized = if params.repetition_penalty == 1.0 { &[] } else { prompt_ids };
         let seen = penalized.iter().copied().collect();
-        Sampler { params, seed, rng: fastrand::Rng::with_seed(seed), seen, candidates: Vec::new() }
+        Sampler {
+            params,
+            seed,
+            rng: fastrand::Rng::with_seed(seed),
+            seen,
+            counts: HashMap::new(),
+            candidates: Vec::new(),
+        }
     }
 
     /// The seed in use: the given one, or the random one that was drawn.
@@ -115,6 +141,9 @@ impl Sampler {
         if self.params.repetition_penalty != 1.0 {
             self.seen.insert(id);
         }
+        if self.params.presence_penalty != 0.0 || self.params.frequency_penalty != 0.0 {
+            *self.counts.entry(id).or_default() += 1;
+        }
     }
 
     fn penalize(&self, logits: &mut [f32]) {
@@ -122,6 +151,13 @@ impl Sampler {
         for id in &self.seen {
             if let Some(logit) = logits.get_mut(*id as usize) {
                 *logit = if *logit < 0.0 { *logit * penalty } else { (*logit / penalty).min(f32::MAX) };
+            }
+        }
+        let (presence, frequency) = (self.params.presence_penalty, self.params.frequency_penalty);
+        let repeated = self.counts.iter().map(|(id, count)| (*id, -presence - frequency * *count as f32));
+        for (id, more) in repeated.chain(self.params.logit_bias.iter().copied()) {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = (*logit + more).min(f32::MAX);
             }
         }
     }

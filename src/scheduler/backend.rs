@@ -73,6 +73,12 @@ pub struct Sampling {
     pub min_p: Option<f32>,
     /// 1 is none.
     pub repetition_penalty: Option<f32>,
+    /// Taken off the logits of tokens that the answer has, -2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// The same, for every time.
+    pub frequency_penalty: Option<f32>,
+    /// Added to the logits of tokens, -100 to 100 each.
+    pub logit_bias: Vec<(u32, f32)>,
     /// The same seed and prompt give the same answer.
     pub seed: Option<u64>,
     /// Texts that end the answer; they are not part of it.

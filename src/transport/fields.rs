@@ -15,6 +15,9 @@ pub const MAX_STOPS: usize = 16;
 /// Longest stop text, in bytes.
 pub const MAX_STOP_BYTES: usize = 256;
 
+/// Most tokens with a bias of their own.
+pub const MAX_BIASES: usize = 1024;
+
 /// Most texts that an answer may be one of.
 pub const MAX_CHOICES: usize = 256;
 
@@ -120,6 +123,9 @@ impl Fields {
             top_p: self.number("top_p", f64::from(f32::EPSILON)..=1.0)?.map(|x| x as f32),
             min_p: self.number("min_p", 0.0..=1.0)?.map(|x| x as f32),
             repetition_penalty: self.number("repetition_penalty", 0.1..=10.0)?.map(|x| x as f32),
+            presence_penalty: self.number("presence_penalty", -2.0..=2.0)?.map(|x| x as f32),
+            frequency_penalty: self.number("frequency_penalty", -2.0..=2.0)?.map(|x| x as f32),
+            logit_bias: self.logit_bias()?,
             seed: self.seed()?,
             stop: self.stop()?,
             format: self.format()?,
@@ -143,6 +149,18 @@ impl Fields {
                 _ => Err(wrong("priority", "\"high\", \"normal\" or \"low\"", &value)),
             },
         }
+    }
+
+    /// Numbers from -100 to 100 by token id.
+    fn logit_bias(&mut self) -> Result<Vec<(u32, f32)>, InputError> {
+        let Some(value) = self.take("logit_bias") else { return Ok(Vec::new()) };
+        let entry = |(id, bias): (&String, &Value)| {
+            let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias))?;
+            Some((id.parse().ok()?, bias as f32))
+        };
+        let map = value.as_object().filter(|map| map.len() <= MAX_BIASES);
+        let expected = format!("an object of up to {MAX_BIASES} token ids with numbers from -100 to 100");
+        map.and_then(|map| map.iter().map(entry).collect()).ok_or_else(|| wrong("logit_bias", expected, &value))
     }
 
     /// Any 64-bit integer; a negative one stands for its two's complement.
@@ -340,6 +358,7 @@ mod tests {
     fn sampling_fields_and_their_defaults() {
         assert_eq!(sampling("{}").unwrap(), Sampling::default());
         let json = r#"{"temperature":0,"top_k":40,"top_p":0.9,"min_p":0.05,"repetition_penalty":1.1,"seed":-1,
+                       "presence_penalty":-0.5,"frequency_penalty":2,"logit_bias":{"7":-100},
                        "stop":"END","max_tokens":7,"max_completion_tokens":9,"unheard_of":[1]}"#;
         let expected = Sampling {
             temperature: Some(0.0),
@@ -347,6 +366,9 @@ mod tests {
             top_p: Some(0.9),
             min_p: Some(0.05),
             repetition_penalty: Some(1.1),
+            presence_penalty: Some(-0.5),
+            frequency_penalty: Some(2.0),
+            logit_bias: vec![(7, -100.0)],
             seed: Some(u64::MAX),
             stop: vec!["END".into()],
             format: None,
@@ -364,6 +386,10 @@ mod tests {
             (r#"{"top_p":0}"#, "top_p", "found 0"),
             (r#"{"max_tokens":0}"#, "max_tokens", "from 1"),
             (r#"{"max_tokens":1.5}"#, "max_tokens", "whole number"),
+            (r#"{"presence_penalty":3}"#, "presence_penalty", "from -2 to 2"),
+            (r#"{"logit_bias":{"a":1}}"#, "logit_bias", "token ids"),
+            (r#"{"logit_bias":{"1":101}}"#, "logit_bias", "-100 to 100"),
+            (r#"{"logit_bias":[]}"#, "logit_bias", "an object"),
             (r#"{"seed":"x"}"#, "seed", "64-bit"),
             (r#"{"stop":[""]}"#, "stop", "1 to 256"),
             (r#"{"stop":["1","2","3","4","5","6","7","8","9","a","b","c","d","e","f","g","h"]}"#, "stop", "found 17"),

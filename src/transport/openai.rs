@@ -1,23 +1,20 @@
-//! OpenAI's chat completions as JSON, without I/O.
+//! OpenAI's chat completions and completions as JSON, without I/O.
 
 use serde_json::{Value, json};
 
-use super::fields::{Fields, messages, unsupported};
+use super::fields::{Fields, messages, unsupported, wrong};
 use super::tools;
 use crate::scheduler::backend::{Call, Finish, Input, InputError, Sampling};
 use crate::scheduler::{Answer, Code, Failure};
 
 /// Fields of the API that change the answer in ways this daemon does not offer, and the values that are harmless.
-const UNSUPPORTED: [(&str, &[&str]); 14] = [
+const UNSUPPORTED: [(&str, &[&str]); 11] = [
     ("functions", &["[]"]),
     ("function_call", &["\"none\"", "\"auto\""]),
     ("logprobs", &["false"]),
     ("top_logprobs", &["0"]),
-    ("logit_bias", &["{}"]),
     ("n", &["1"]),
     ("best_of", &["1"]),
-    ("frequency_penalty", &["0", "0.0"]),
-    ("presence_penalty", &["0", "0.0"]),
     ("modalities", &["[\"text\"]"]),
     ("audio", &[]),
     ("prediction", &[]),
@@ -25,7 +22,32 @@ const UNSUPPORTED: [(&str, &[&str]); 14] = [
     ("reasoning_effort", &[]),
 ];
 
-/// A parsed `POST /v1/chat/completions`.
+/// The same of `POST /v1/completions` alone.
+const UNSUPPORTED_TEXT: [(&str, &[&str]); 2] = [("echo", &["false"]), ("suffix", &["\"\""])];
+
+fn refuse(fields: &mut Fields, unsupported_fields: &[(&str, &[&str])]) -> Result<(), InputError> {
+    for (name, harmless) in unsupported_fields {
+        if fields.take(name).is_some_and(|value| !harmless.contains(&value.to_string().as_str())) {
+            return Err(unsupported(name));
+        }
+    }
+    Ok(())
+}
+
+/// `stream`, and whether `stream_options` want the token counts.
+fn streaming(fields: &mut Fields) -> Result<(bool, bool), InputError> {
+    let stream = fields.flag("stream")?.unwrap_or(false);
+    let include_usage = match fields.take("stream_options") {
+        None => false,
+        Some(Value::Object(_)) if !stream => {
+            return Err(InputError::new("stream_options", "stream_options: allowed only with \"stream\": true"));
+        }
+        Some(options) => options["include_usage"].as_bool().unwrap_or(false),
+    };
+    Ok((stream, include_usage))
+}
+
+/// A parsed `POST /v1/chat/completions` or `POST /v1/completions`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatRequest {
     /// The conversation.
@@ -46,31 +68,55 @@ impl ChatRequest {
     /// Naming the field that is missing, malformed or not supported.
     pub fn parse(body: &[u8]) -> Result<ChatRequest, InputError> {
         let mut fields = Fields::parse(body)?;
-        for (name, harmless) in UNSUPPORTED {
-            if fields.take(name).is_some_and(|value| !harmless.contains(&value.to_string().as_str())) {
-                return Err(unsupported(name));
-            }
-        }
-        let stream = fields.flag("stream")?.unwrap_or(false);
-        let include_usage = match fields.take("stream_options") {
-            None => false,
-            Some(Value::Object(_)) if !stream => {
-                return Err(InputError::new("stream_options", "stream_options: allowed only with \"stream\": true"));
-            }
-            Some(options) => options["include_usage"].as_bool().unwrap_or(false),
-        };
+        refuse(&mut fields, &UNSUPPORTED)?;
+        let (stream, include_usage) = streaming(&mut fields)?;
         let enable_thinking = fields.flag("enable_thinking")?.unwrap_or(false);
         let messages = messages(fields.take("messages"))?;
         let mut sampling = fields.sampling()?;
         let tools = tools::take(&mut fields, &mut sampling)?;
         Ok(ChatRequest { input: Input::Chat { messages, tools, enable_thinking }, sampling, stream, include_usage })
     }
+
+    /// Reads the body of `POST /v1/completions`: a `prompt` that the model continues, without a template.
+    ///
+    /// # Errors
+    ///
+    /// As [`ChatRequest::parse`].
+    pub fn parse_text(body: &[u8]) -> Result<ChatRequest, InputError> {
+        let mut fields = Fields::parse(body)?;
+        refuse(&mut fields, &UNSUPPORTED)?;
+        refuse(&mut fields, &UNSUPPORTED_TEXT)?;
+        let (stream, include_usage) = streaming(&mut fields)?;
+        let prompt = match fields.take("prompt") {
+            Some(Value::String(text)) => text,
+            Some(Value::Array(texts)) if matches!(texts[..], [Value::String(_)]) => {
+                texts[0].as_str().unwrap_or_default().to_owned()
+            }
+            Some(other) => return Err(wrong("prompt", "a string, or an array of one", &other)),
+            None => return Err(InputError::new("prompt", "prompt: missing")),
+        };
+        Ok(ChatRequest { input: Input::Raw(prompt), sampling: fields.sampling()?, stream, include_usage })
+    }
+}
+
+/// What completions and their pieces are called.
+const TEXT_OBJECT: &str = "text_completion";
+
+/// Whose shape an answer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A message.
+    Chat,
+    /// Text only.
+    Text,
 }
 
 /// What all pieces of one answer have in common.
 #[derive(Clone, Debug)]
 pub struct Envelope {
-    /// `chatcmpl-…`.
+    /// Of chat or text.
+    pub kind: Kind,
+    /// `chatcmpl-…` or `cmpl-…`.
     pub id: String,
     /// Seconds since 1970.
     pub created: u64,
@@ -81,6 +127,11 @@ pub struct Envelope {
 impl Envelope {
     /// The whole answer.
     pub fn completion(&self, answer: &Answer) -> Value {
+        if self.kind == Kind::Text {
+            let mut value = self.piece(&answer.text, Some(finish(answer)));
+            count(&mut value, answer);
+            return value;
+        }
         let mut message = json!({"role": "assistant", "content": answer.text});
         if !answer.thought.is_empty() {
             message["reasoning_content"] = json!(answer.thought);
@@ -93,25 +144,26 @@ impl Envelope {
         }
         let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish(answer)});
         let mut value = self.object("chat.completion", json!([choice]));
-        value["usage"] = usage(answer);
-        value["seed"] = json!(answer.seed);
-        value["timings"] = timings(answer);
+        count(&mut value, answer);
         value
     }
 
-    /// The first piece: who speaks.
-    pub fn role(&self) -> Value {
-        self.chunk(json!({"role": "assistant", "content": ""}), None)
+    /// The first piece: who speaks. Text has no speaker.
+    pub fn role(&self) -> Option<Value> {
+        (self.kind == Kind::Chat).then(|| self.chunk(json!({"role": "assistant", "content": ""}), None))
     }
 
     /// A piece of the answer.
     pub fn text(&self, text: &str) -> Value {
-        self.chunk(json!({"content": text}), None)
+        match self.kind {
+            Kind::Chat => self.chunk(json!({"content": text}), None),
+            Kind::Text => self.piece(text, None),
+        }
     }
 
-    /// A piece of what the model thinks.
-    pub fn thought(&self, text: &str) -> Value {
-        self.chunk(json!({"reasoning_content": text}), None)
+    /// A piece of what the model thinks, for which text has no place.
+    pub fn thought(&self, text: &str) -> Option<Value> {
+        (self.kind == Kind::Chat).then(|| self.chunk(json!({"reasoning_content": text}), None))
     }
 
     /// Calls of tools, each whole; `first` went before.
@@ -129,16 +181,23 @@ impl Envelope {
 
     /// The piece that says why the answer ended.
     pub fn finish(&self, answer: &Answer) -> Value {
-        self.chunk(json!({}), Some(finish(answer)))
+        match self.kind {
+            Kind::Chat => self.chunk(json!({}), Some(finish(answer))),
+            Kind::Text => self.piece("", Some(finish(answer))),
+        }
     }
 
     /// The piece with the token counts.
     pub fn usage(&self, answer: &Answer) -> Value {
-        let mut value = self.object("chat.completion.chunk", json!([]));
-        value["usage"] = usage(answer);
-        value["seed"] = json!(answer.seed);
-        value["timings"] = timings(answer);
+        let object = if self.kind == Kind::Chat { "chat.completion.chunk" } else { TEXT_OBJECT };
+        let mut value = self.object(object, json!([]));
+        count(&mut value, answer);
         value
+    }
+
+    fn piece(&self, text: &str, finish: Option<&str>) -> Value {
+        let choice = json!({"index": 0, "text": text, "logprobs": null, "finish_reason": finish});
+        self.object(TEXT_OBJECT, json!([choice]))
     }
 
     fn chunk(&self, delta: Value, finish: Option<&str>) -> Value {
@@ -148,6 +207,12 @@ impl Envelope {
     fn object(&self, object: &str, choices: Value) -> Value {
         json!({"id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices})
     }
+}
+
+fn count(value: &mut Value, answer: &Answer) {
+    value["usage"] = usage(answer);
+    value["seed"] = json!(answer.seed);
+    value["timings"] = timings(answer);
 }
 
 /// `stop`, `length` or `tool_calls`.
@@ -217,9 +282,9 @@ mod tests {
             (r#","response_format":{"type":"xml"}"#, "response_format.type"),
             (r#","logprobs":true"#, "logprobs"),
             (r#","n":2"#, "n"),
-            (r#","logit_bias":{"1":5}"#, "logit_bias"),
+            (r#","logit_bias":{"1":500}"#, "logit_bias"),
             (r#","audio":{}"#, "audio"),
-            (r#","presence_penalty":0.5"#, "presence_penalty"),
+            (r#","presence_penalty":5"#, "presence_penalty"),
             (r#","stream_options":{"include_usage":true}"#, "stream_options"),
             (r#","stream":"yes""#, "stream"),
         ] {
@@ -231,13 +296,32 @@ mod tests {
     fn harmless_values_and_unknown_fields_pass() {
         let plain = with("").unwrap();
         assert!(!plain.stream && !plain.include_usage);
-        let extra = r#","tools":[],"n":1,"response_format":{"type":"text"},"logprobs":false,"user":"u","presence_penalty":0,
+        let extra = r#","tools":[],"n":1,"response_format":{"type":"text"},"logprobs":false,"user":"u","logit_bias":{},
                       "tool_choice":null,"anything":{"else":[]}"#;
         assert_eq!(with(extra).unwrap(), plain);
         let streamed =
             with(r#","stream":true,"stream_options":{"include_usage":true},"enable_thinking":true"#).unwrap();
         assert!(streamed.stream && streamed.include_usage);
         assert!(matches!(streamed.input, Input::Chat { enable_thinking: true, .. }));
+    }
+
+    #[test]
+    fn texts_to_continue_are_read() {
+        let read = |json: &str| ChatRequest::parse_text(json.as_bytes());
+        let plain = read(r#"{"prompt":"a","max_tokens":3,"echo":false,"suffix":"","anything":1}"#).unwrap();
+        assert_eq!((plain.input, plain.sampling.max_tokens, plain.stream), (Input::Raw("a".into()), Some(3), false));
+        assert_eq!(read(r#"{"prompt":["b"]}"#).unwrap().input, Input::Raw("b".into()));
+        for (json, param) in [
+            ("{}", "prompt"),
+            (r#"{"prompt":["a","b"]}"#, "prompt"),
+            (r#"{"prompt":[1,2]}"#, "prompt"),
+            (r#"{"prompt":"a","echo":true}"#, "echo"),
+            (r#"{"prompt":"a","suffix":"b"}"#, "suffix"),
+            (r#"{"prompt":"a","logprobs":1}"#, "logprobs"),
+            (r#"{"prompt":"a","best_of":2}"#, "best_of"),
+        ] {
+            assert_eq!(read(json).unwrap_err().param.as_deref(), Some(param), "{json}");
+        }
     }
 
     #[test]

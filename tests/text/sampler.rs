@@ -2,8 +2,17 @@
 
 use emberd::engine::sampler::{Sampler, SamplingParams};
 
-const OFF: SamplingParams =
-    SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: Some(1) };
+const OFF: SamplingParams = SamplingParams {
+    temperature: 1.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    logit_bias: Vec::new(),
+    seed: Some(1),
+};
 
 /// Probabilities [V] after all filters, with f64 and full sorts.
 fn expected(params: &SamplingParams, prompt: &[u32], logits: &[f32]) -> Vec<f64> {
@@ -94,6 +103,23 @@ fn greedy_takes_the_first_of_the_largest() {
 }
 
 #[test]
+fn what_an_answer_has_and_biases_move_logits() {
+    let logits = [3.0, 2.0, 1.2, -1.0];
+    let chosen = |presence_penalty, frequency_penalty, logit_bias: &[(u32, f32)]| -> Vec<u32> {
+        let logit_bias = logit_bias.to_vec();
+        let params = SamplingParams { temperature: 0.0, presence_penalty, frequency_penalty, logit_bias, ..OFF };
+        // The prompt does not count.
+        let mut sampler = Sampler::new(params, &[0, 0, 1]);
+        (0..5).map(|_| sampler.next(&mut logits.clone())).collect()
+    };
+    assert_eq!(chosen(0.0, 0.0, &[]), [0, 0, 0, 0, 0]);
+    assert_eq!(chosen(1.5, 0.0, &[]), [0, 1, 0, 0, 0], "3, 2, then 1.5 beats 1.2 and 0.5, once and for all");
+    assert_eq!(chosen(0.0, 0.7, &[]), [0, 0, 1, 0, 1], "3, 2.3, 2, 1.6 and 1.3");
+    assert_eq!(chosen(0.0, 0.0, &[(3, 100.0), (0, -100.0), (99, 5.0)]), [3, 3, 3, 3, 3]);
+    assert_eq!(chosen(0.0, 0.0, &[(0, -100.0)]), [1, 1, 1, 1, 1]);
+}
+
+#[test]
 fn a_seed_decides_the_answer() {
     let logits: Vec<f32> = (0..100).map(|i| (i % 10) as f32).collect();
     let draw = |seed| {
@@ -120,6 +146,9 @@ fn no_logits_panic() {
                     top_p: 0.9,
                     min_p: 0.5,
                     repetition_penalty: 0.001,
+                    presence_penalty: -2.0,
+                    frequency_penalty: -2.0,
+                    logit_bias: vec![(0, 100.0), (7, -100.0)],
                     seed: Some(0),
                 };
                 let id = Sampler::new(params, &[0, 1, 99]).next(&mut row.to_vec()) as usize;

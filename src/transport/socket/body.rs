@@ -110,10 +110,10 @@ impl Form for Events {
             && (ended_well || !update.text.is_empty() || !update.thought.is_empty() || !update.calls.is_empty())
         {
             self.role_sent = true;
-            data(&mut out, &self.envelope.role());
+            self.envelope.role().iter().for_each(|role| data(&mut out, role));
         }
         if !update.thought.is_empty() {
-            data(&mut out, &self.envelope.thought(&update.thought));
+            self.envelope.thought(&update.thought).iter().for_each(|thought| data(&mut out, thought));
         }
         if !update.text.is_empty() {
             data(&mut out, &self.envelope.text(&update.text));

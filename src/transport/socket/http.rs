@@ -18,12 +18,17 @@ use hyper::body::Body as _;
 use serde_json::{Map, Value, json};
 
 use super::super::fields::{Fields, conversation};
-use super::super::openai::{self, ChatRequest, Envelope};
+use super::super::openai::{self, ChatRequest, Envelope, Kind};
 use super::super::waiting::Waiting;
 use super::body::{AnswerBody, Events, Plain};
 use super::report::{METRICS_TYPE, Report};
 use crate::scheduler::backend::{Input, InputError, ModelInfo, Sampling};
 use crate::scheduler::{Failure, Priority, Request, Scheduler, Update};
+
+const REQUEST_ID: &str = "x-request-id";
+
+/// Longest `X-Request-Id`.
+const MAX_REQUEST_ID: usize = 128;
 
 /// Most that is read of a body that is refused for its length.
 const MAX_DISCARDED: usize = 32 << 20;
@@ -120,21 +125,25 @@ async fn discard(mut body: Body) {
 pub(super) fn router(service: Service) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completion))
         .route("/v1/prompt", post(prompt))
         .route("/v1/models", get(models))
         .route("/v1/status", get(status))
         .route("/healthz", get(health))
+        .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .fallback(async || {
             Refusal::plain(
                 404,
                 "not_found",
-                "no such path; there are /v1/chat/completions, /v1/prompt, /v1/models, /v1/status, /healthz and /metrics",
+                "no such path; there are /v1/chat/completions, /v1/completions, /v1/prompt, /v1/models, /v1/status, /healthz, \
+                 /readyz and /metrics",
             )
         })
         .method_not_allowed_fallback(async || {
             Refusal::plain(405, "method_not_allowed", "this path does not take this method")
         })
+        .layer(axum::middleware::from_fn(name))
         .with_state(service)
 }
 
@@ -150,8 +159,18 @@ pub(super) fn refusing_router() -> Router {
 
 async fn chat(State(service): State<Service>, request: HttpRequest) -> Result<Response, Refusal> {
     let chat = ChatRequest::parse(&service.body(request).await?)?;
+    answer(&service, chat, Kind::Chat).await
+}
+
+async fn completion(State(service): State<Service>, request: HttpRequest) -> Result<Response, Refusal> {
+    let text = ChatRequest::parse_text(&service.body(request).await?)?;
+    answer(&service, text, Kind::Text).await
+}
+
+async fn answer(service: &Service, chat: ChatRequest, kind: Kind) -> Result<Response, Refusal> {
     let (id, waiting) = service.submit(chat.input, chat.sampling)?;
-    let envelope = Envelope { id: format!("chatcmpl-{id}"), created: unix_time(), model: service.0.model.name.clone() };
+    let id = format!("{}-{id}", if kind == Kind::Chat { "chatcmpl" } else { "cmpl" });
+    let envelope = Envelope { kind, id, created: unix_time(), model: service.0.model.name.clone() };
     if chat.stream {
         let first = first_update(&waiting).await?;
         let form = Events { envelope, include_usage: chat.include_usage, role_sent: false, calls: 0 };
@@ -228,6 +247,28 @@ async fn status(State(service): State<Service>) -> Response {
 
 async fn metrics(State(service): State<Service>) -> Response {
     ([(header::CONTENT_TYPE, METRICS_TYPE)], service.report().metrics()).into_response()
+}
+
+/// Whether a request sent now would be taken; the reason when it would not.
+async fn ready(State(service): State<Service>) -> Result<Response, Refusal> {
+    let (input, sampling) = (Input::Raw(String::new()), Sampling::default());
+    let request =
+        Request { id: String::new(), client: None, priority: Priority::Normal, input, sampling, deadline: None };
+    service.0.scheduler.admits(&request, 0, 0)?;
+    Ok(json_response(200, &json!({"status": "ready"})))
+}
+
+/// Gives a request's `X-Request-Id` back, with whatever answer.
+async fn name(request: HttpRequest, next: axum::middleware::Next) -> Response {
+    let Some(id) = request.headers().get(REQUEST_ID).cloned() else { return next.run(request).await };
+    let known = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
+    if id.is_empty() || id.len() > MAX_REQUEST_ID || !id.as_bytes().iter().all(known) {
+        let message = format!("X-Request-Id: expected 1 to {MAX_REQUEST_ID} letters, digits and -_.:/+=");
+        return Refusal::plain(400, "bad_request", &message).into_response();
+    }
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
 }
 
 /// Query parameters as the fields of a JSON object: what reads as JSON number or boolean is one, the rest is text.
