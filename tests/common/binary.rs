@@ -52,6 +52,10 @@ impl Served {
         Served { child, socket }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn ask(&self, prompt: &str, more: &[&str]) -> String {
         let options = ["ask", "--temperature", "0", "--max-tokens", "24", "--socket"];
         stdout(run(emberd().args(options).arg(&self.socket).args(more).arg(prompt)))
