@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use common::broker::Broker;
 use common::proxy::{Proxy, Way};
 use common::{Daemon, PATIENCE, wait_for};
+use emberd::spool::{Admission, Limits, Spool};
 use nix::sys::signal::Signal;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::Packet;
@@ -500,4 +501,25 @@ fn count(journal: &str) -> BTreeMap<String, usize> {
         *counts.entry(prompt.to_owned()).or_default() += 1;
     }
     counts
+}
+
+#[test]
+fn a_request_that_another_version_kept_is_refused_and_not_lost() {
+    let (broker, dir) = (Broker::start(), tempfile::tempdir().unwrap());
+    let mut peer = Peer::connect(broker.port);
+    // The broker has the subscription when it takes part.
+    peer.client.publish("emberd/n/res/peer/probe", QoS::AtLeastOnce, false, "").unwrap();
+    peer.answer("probe");
+    let limits = Limits { requests: 10, bytes: 1 << 20, keep_s: 1000 };
+    let spool = Spool::start(dir.path().join("spool.redb"), limits, |held| assert!(held.is_empty()));
+    let (told, kept) = std::sync::mpsc::channel();
+    spool.admit("peer/old".into(), [7; 32], 900, Some(b"\xffof another version".to_vec()), move |admission| {
+        told.send(admission).unwrap();
+    });
+    assert_eq!(kept.recv_timeout(PATIENCE).unwrap(), Admission::Accepted);
+    drop(spool);
+    let daemon = Daemon::start_in(dir, &broker.settings(""), &[]);
+    let answer: Value = serde_json::from_str(&peer.answer("old")).unwrap();
+    assert!(answer.to_string().contains("another version") && answer.to_string().contains("internal"), "{answer}");
+    daemon.wait_logged("does not know; it is given up");
 }

@@ -11,6 +11,9 @@ use fastrand::Rng;
 /// Mutations of every file of the corpus.
 const MUTATIONS: usize = 120;
 
+#[path = "../fuzz/checks.rs"]
+mod checks;
+
 fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut inputs: Vec<(String, Vec<u8>)> = fs::read_dir(dir)
@@ -115,4 +118,55 @@ fn configs() {
     assert_eq!(accepted("config", parse_config), expected);
     let [good, bad] = run("config", parse_config);
     assert!(good > 20 && bad > 1000, "{good} accepted, {bad} refused");
+}
+
+/// Runs `check` on the corpus, whose accepted files it returns, and on mutations; returns how many of these were accepted and
+/// refused.
+fn checked(target: &str, check: fn(&[u8]) -> bool) -> (Vec<String>, [usize; 2]) {
+    let (mut rng, mut accepted, mut counts) = (Rng::with_seed(2), Vec::new(), [0; 2]);
+    for (name, input) in corpus(target) {
+        if check(&input) {
+            accepted.push(name);
+        }
+        for _ in 0..MUTATIONS {
+            counts[usize::from(!check(&mutate(&input, &mut rng)))] += 1;
+        }
+    }
+    (accepted, counts)
+}
+
+#[test]
+fn topics() {
+    let (accepted, [good, bad]) = checked("topics", checks::topics);
+    assert_eq!(accepted, ["cancel", "own", "plain", "shared"]);
+    assert!(good > 100 && bad > 500, "{good} accepted, {bad} refused");
+}
+
+#[test]
+fn requests() {
+    let (accepted, [good, bad]) = checked("request", checks::request);
+    assert_eq!(accepted, ["grammar", "messages", "prompt", "raw", "schema", "text", "tools"]);
+    assert!(good > 100 && bad > 500, "{good} accepted, {bad} refused");
+}
+
+#[test]
+fn chats() {
+    let (accepted, [good, bad]) = checked("chat", checks::chat);
+    // `twice` is a text to continue; `messages` is a field that it does not know.
+    assert_eq!(accepted, ["grammar", "messages", "openai", "prompt", "raw", "schema", "tools", "twice"]);
+    assert!(good > 40 && bad > 500, "{good} accepted, {bad} refused");
+}
+
+#[test]
+fn pieces() {
+    let (accepted, [good, bad]) = checked("pieces", checks::pieces);
+    assert_eq!(accepted, ["large", "pubsub", "short", "umlauts"]);
+    assert!(good > 100 && bad > 10, "{good} accepted, {bad} refused");
+}
+
+#[test]
+fn records() {
+    let (accepted, [good, bad]) = checked("record", checks::record);
+    assert_eq!(accepted, ["correlated", "envelope", "head"]);
+    assert!(good > 20 && bad > 100, "{good} accepted, {bad} refused");
 }

@@ -59,6 +59,17 @@ pub struct Head {
 }
 
 impl Head {
+    /// As the store keeps it.
+    pub fn encode(&self) -> Vec<u8> {
+        // A plain structure of numbers: this cannot fail.
+        postcard::to_allocvec(self).unwrap_or_default()
+    }
+
+    /// Reads what [`Head::encode`] made. What cannot be read is damaged; the store's checksums would have said so before.
+    pub fn decode(bytes: &[u8]) -> Option<Head> {
+        postcard::from_bytes(bytes).ok()
+    }
+
     /// Seconds that the answer may still take at the wall clock's `now_s`. What was received or is looked at before the
     /// clock was set is given its whole time: running late is better than dropping what was acknowledged.
     pub fn left_s(&self, now_s: u64) -> u32 {
@@ -184,7 +195,7 @@ impl Store {
             write.open_table(REQUESTS)?;
             write.open_table(ANSWERS)?;
             for entry in heads.iter()? {
-                if let Some(head) = decode(entry?.1.value()) {
+                if let Some(head) = Head::decode(entry?.1.value()) {
                     self.next = self.next.max(head.number + 1);
                     self.count += 1;
                     self.bytes += head.bytes;
@@ -212,7 +223,7 @@ impl Store {
             let mut held = Vec::new();
             for entry in heads.iter()? {
                 let (key, head) = entry?;
-                let Some(head) = decode(head.value()).filter(|head| head.state != State::Done) else { continue };
+                let Some(head) = Head::decode(head.value()).filter(|head| head.state != State::Done) else { continue };
                 let key = key.value().to_owned();
                 let request = requests.get(key.as_str())?.map_or_else(Vec::new, |bytes| bytes.value().to_vec());
                 let answer = answers.get(key.as_str())?.map(|bytes| bytes.value().to_vec());
@@ -316,11 +327,11 @@ struct Tables<'t> {
 
 impl Tables<'_> {
     fn head(&self, key: &str) -> Result<Option<Head>> {
-        Ok(self.heads.get(key)?.and_then(|bytes| decode(bytes.value())))
+        Ok(self.heads.get(key)?.and_then(|bytes| Head::decode(bytes.value())))
     }
 
     fn put_head(&mut self, key: &str, head: &Head) -> Result<()> {
-        self.heads.insert(key, encode(head).as_slice())?;
+        self.heads.insert(key, head.encode().as_slice())?;
         Ok(())
     }
 
@@ -412,21 +423,11 @@ impl Tables<'_> {
         let mut done = Vec::new();
         for entry in self.heads.iter()? {
             let (key, head) = entry?;
-            if let Some(head) = decode(head.value()).filter(|head| head.state == State::Done) {
+            if let Some(head) = Head::decode(head.value()).filter(|head| head.state == State::Done) {
                 done.push((key.value().to_owned(), head));
             }
         }
         done.sort_by_key(|(_, head)| head.number);
         Ok(done)
     }
-}
-
-fn encode(head: &Head) -> Vec<u8> {
-    // A plain structure of numbers: this cannot fail.
-    postcard::to_allocvec(head).unwrap_or_default()
-}
-
-/// A head that cannot be read is a damaged one; its checksums would have said so before.
-fn decode(bytes: &[u8]) -> Option<Head> {
-    postcard::from_bytes(bytes).ok()
 }

@@ -389,7 +389,14 @@ impl Door {
             self.publish(&open.key, entries);
             return self.open.push(open);
         }
-        let Some(envelope) = Envelope::decode(&request) else { return self.spool.forget(path) };
+        let Some(envelope) = Envelope::decode(&request) else {
+            error!(id = path, "the spool has this request in a form that this version does not know; it is given up");
+            let address = Address { topic: self.options.topics.response(&key), correlation: None };
+            let envelope = Envelope { form: Form::Json, address, preset: None, payload: Vec::new() };
+            let why =
+                "another version of emberd kept this request, and this one cannot read it; send it under another id";
+            return self.give_up(open(&envelope, Wanted::default()), Failure::new(Code::Internal, why));
+        };
         let parsed = open::request(&self.options, &key, &head.digest, &envelope);
         let wanted = |(_, wire): &(_, WireRequest)| self.options.wanted(wire, &key.client);
         let open = open(&envelope, parsed.as_ref().map_or_else(|_| Wanted::default(), wanted));

@@ -35,6 +35,7 @@ use super::waiting::stopped;
 use crate::scheduler::Scheduler;
 use crate::spool::Spool;
 
+pub use self::open::Envelope;
 pub use self::options::{Client, Options};
 pub use self::tls::{Tls, TlsError};
 

@@ -16,7 +16,7 @@ use crate::scheduler::{Failure, Request, Ticket};
 
 /// What the spool keeps of a request.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Envelope {
+pub struct Envelope {
     pub(super) form: Form,
     pub(super) address: Address,
     /// That the message named beside its payload.
@@ -25,12 +25,14 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    /// As the spool keeps it.
+    pub fn encode(&self) -> Vec<u8> {
         // Strings and bytes: this cannot fail.
         postcard::to_allocvec(self).unwrap_or_default()
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Envelope> {
+    /// Reads what [`Envelope::encode`] made; `None` when these are other bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Envelope> {
         postcard::from_bytes(bytes).ok()
     }
 }

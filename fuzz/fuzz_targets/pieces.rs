@@ -1,0 +1,11 @@
+//! Answers in pieces for small devices.
+
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../checks.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let _ = checks::pieces(data);
+});
