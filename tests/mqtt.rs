@@ -435,6 +435,30 @@ fn every_refusal_of_a_flood_is_told() {
     assert_eq!(told, (0..1200).collect::<Vec<_>>());
 }
 
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "ten thousand messages are too many for an emulated CPU")]
+fn what_is_dropped_of_a_flood_is_asked_for_again() {
+    // More wait for the daemon than it keeps refusals for, and this broker sends all at once.
+    const MESSAGES: usize = 10_000;
+    let broker = Broker::start_at(common::broker::free_port(), "max_inflight_messages 0\nmax_queued_messages 0");
+    let settings = broker.settings("events = false");
+    let daemon = Daemon::start(&settings);
+    let watch = Peer::connect(broker.port, "watch", "emberd/n/state");
+    watch.wait_state("online");
+    let dir = daemon.kill();
+    let peer = Peer::connect(broker.port, "peer", "emberd/n/res/peer/+");
+    for n in 0..MESSAGES {
+        peer.send(&format!("emberd/n/req/peer/{n}"), r#"{"prompt":7}"#);
+    }
+    let daemon = Daemon::start_in(dir, &settings, &[]);
+    let mut told = vec![false; MESSAGES];
+    while told.contains(&false) {
+        let topic = String::from_utf8(peer.inbox.recv_timeout(PATIENCE).expect("a refusal").topic.to_vec()).unwrap();
+        told[topic.rsplit('/').next().unwrap().parse::<usize>().unwrap()] = true;
+    }
+    println!("{} times dropped", daemon.log().matches("one is dropped").count());
+}
+
 /// Several daemons behind one shared subscription.
 #[test]
 fn a_fleet_answers_each_request_once() {

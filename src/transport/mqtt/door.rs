@@ -81,13 +81,15 @@ pub(super) struct Door {
     outbox: Outbox,
     presence: Presence,
     inbox: Inbox,
+    /// Whether a message that the broker waits for was dropped.
+    missed: bool,
 }
 
 impl Door {
     pub(super) fn new(options: Options, scheduler: Scheduler, spool: Spool, inbox: Inbox) -> Door {
         let (open, outbox) = Default::default();
         let presence = Presence::new(&options);
-        Door { options, scheduler, spool: Arc::new(spool), open, outbox, presence, inbox }
+        Door { options, scheduler, spool: Arc::new(spool), open, outbox, presence, inbox, missed: false }
     }
 
     /// Serves one connection. `up` is called when the broker has accepted it and the subscriptions.
@@ -153,6 +155,12 @@ impl Door {
                 _ = batch.tick(), if self.has_batch() => self.send_batches(link),
                 _ = second.tick(), if announced && farewell.is_none() => {
                     self.presence.tick(&self.options, &self.scheduler, link);
+                    // A broker that keeps to the Receive Maximum never sends so many.
+                    if (self.missed || link.missed()) && self.outbox.is_empty() {
+                        self.missed = false;
+                        let reason = "more requests came than it may send at once; it has to send the rest again";
+                        return End::Lost(Lost { reason: reason.into(), taken_over: false });
+                    }
                 }
                 () = stopped(stop), if farewell.is_none() => {
                     farewell = Some(Instant::now() + FAREWELL);
@@ -344,6 +352,7 @@ impl Door {
                     last.receipt = receipt;
                 }
                 if !self.outbox.push_refusal(entries) {
+                    self.missed = true;
                     warn!(id = key.path(), "too many messages wait for the broker; a repeated answer is dropped");
                 }
                 return;
@@ -433,6 +442,7 @@ impl Door {
             last.receipt = receipt;
         }
         if !self.outbox.push_refusal(entries) {
+            self.missed = true;
             warn!(id = key.path(), "too many refusals wait for the broker; one is dropped");
         }
     }

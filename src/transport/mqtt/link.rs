@@ -4,6 +4,7 @@
 //! leak into a new one. A task does nothing but poll it; this side never waits for the client, so the two cannot
 //! deadlock when a channel is full.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rumqttc::Outgoing;
@@ -94,6 +95,8 @@ pub(super) struct Link {
     pub(super) in_flight: usize,
     /// Largest packet that the broker accepts.
     pub(super) max_packet: usize,
+    /// Whether an acknowledgement found no room.
+    missed: AtomicBool,
 }
 
 impl Link {
@@ -102,7 +105,16 @@ impl Link {
         let (client, eventloop) = AsyncClient::new(client_options(options, bridge.as_ref()), CHANNEL);
         let (sender, events) = mpsc::channel(64);
         let poller = tokio::spawn(poll(eventloop, options.clone(), bridge, sender));
-        Link { number, client, events, poller, needed: 0, in_flight: MAX_IN_FLIGHT, max_packet: usize::MAX }
+        Link {
+            number,
+            client,
+            events,
+            poller,
+            needed: 0,
+            in_flight: MAX_IN_FLIGHT,
+            max_packet: usize::MAX,
+            missed: AtomicBool::new(false),
+        }
     }
 
     /// The next thing that the connection tells. Safe to cancel.
@@ -209,8 +221,16 @@ impl Link {
         if receipt.link == self.number {
             let publish = Publish { qos: QoS::AtLeastOnce, pkid: receipt.packet, ..Publish::default() };
             // A full channel means a redelivery after the next connection, nothing worse.
-            let _ = self.client.try_ack(&publish);
+            if self.client.try_ack(&publish).is_err() {
+                self.missed.store(true, Ordering::Relaxed);
+            }
         }
+    }
+
+    /// Whether the broker still waits for an acknowledgement that there was no room for; only a new connection brings its
+    /// message again.
+    pub(super) fn missed(&self) -> bool {
+        self.missed.load(Ordering::Relaxed)
     }
 
     /// Waits until the broker has hung up after [`Link::disconnect`]: what a bridge still carries would be lost with the
