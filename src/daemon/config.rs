@@ -1,6 +1,7 @@
 //! Configuration: built-in values < `/etc/emberd/config.toml` < `/etc/emberd/conf.d/*.toml` < `EMBERD__SECTION__KEY` <
 //! flags. `--config FILE` takes the place of the files below `/etc`.
 
+mod cache;
 mod governor;
 mod mqtt;
 mod spool;
@@ -14,6 +15,7 @@ use config::builder::DefaultState;
 use config::{ConfigBuilder, Environment, File, FileFormat};
 use serde::{Deserialize, Serialize};
 
+pub use self::cache::Cache;
 pub use self::governor::Governor;
 pub use self::mqtt::{Client as MqttClient, Mqtt};
 pub use self::spool::Spool;
@@ -41,6 +43,8 @@ pub struct Config {
     pub spool: Spool,
     /// Heat, power, memory and the load of others.
     pub governor: Governor,
+    /// What is kept of earlier prompts.
+    pub cache: Cache,
     /// The log.
     pub log: Log,
 }
@@ -226,6 +230,7 @@ impl Config {
         self.mqtt.check()?;
         self.spool.check()?;
         self.governor.check()?;
+        self.cache.check()?;
         let octal = self.socket.mode_bits().is_some();
         demand("socket.mode", octal, || "an octal mode such as \"0660\"".into(), &c.socket.mode)?;
         let level = tracing_subscriber::EnvFilter::try_new(&c.log.level);

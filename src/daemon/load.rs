@@ -14,7 +14,7 @@ use crate::engine::stream::Delta;
 use crate::engine::template::{ChatRequest, TemplateError};
 use crate::governor::policy::Need;
 use crate::governor::sensors::{self, Sensors};
-use crate::governor::{Decision, Handle, Phase, Speeds, Work};
+use crate::governor::{Admission, Decision, Handle, Phase, Speeds, Work};
 use crate::scheduler::backend::{
     Backend, Format, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step,
 };
@@ -80,7 +80,10 @@ pub(super) fn load(config: &Config, governor: &Handle) -> Result<Box<dyn Backend
             Kv::F32 => "f32".into(),
         },
     };
-    Ok(Box::new(Loaded { engine, info, pace, governor: governor.clone(), keep: file.map(|file| (file, key)) }))
+    let budget = (config.cache.memory_mb << 20) as usize;
+    engine.limit_prefixes(budget);
+    let (governor, keep) = (governor.clone(), file.map(|file| (file, key)));
+    Ok(Box::new(Loaded { engine, info, pace, governor, budget, keep }))
 }
 
 /// What the governor has to know of the model.
@@ -158,6 +161,8 @@ struct Loaded {
     info: ModelInfo,
     pace: Pace,
     governor: Handle,
+    /// Bytes for the beginnings of earlier prompts.
+    budget: usize,
     /// Where the speeds are kept, and under which name.
     keep: Option<(std::path::PathBuf, String)>,
 }
@@ -167,6 +172,26 @@ impl Drop for Loaded {
         if let Some((file, key)) = &self.keep {
             calibrate::keep(file, key, self.governor.speeds());
         }
+    }
+}
+
+impl Loaded {
+    /// Keeps of earlier prompts what the configuration and the governor allow.
+    fn limit_prefixes(&mut self) {
+        let decision = self.governor.decision();
+        // A request that may need all there is comes first.
+        let short = matches!(decision.admission, Admission::Positions(_) | Admission::LowMemory);
+        let allowed = if short { 0 } else { usize::try_from(decision.cache_bytes).unwrap_or(usize::MAX) };
+        self.engine.limit_prefixes(allowed.saturating_sub(self.engine.runner().kv_bytes()).min(self.budget));
+    }
+
+    /// As [`Loaded::limit_prefixes`], and of the latest request's keys and values too: between requests.
+    fn limit_cache(&mut self) {
+        self.limit_prefixes();
+        if self.engine.runner().kv_bytes() as u64 > self.governor.decision().cache_bytes {
+            self.engine.runner_mut().release();
+        }
+        self.governor.running(false, self.engine.cache_bytes());
     }
 }
 
@@ -189,6 +214,10 @@ impl Backend for Loaded {
         })
     }
 
+    fn idle(&mut self) {
+        self.limit_cache();
+    }
+
     fn generate(
         &mut self,
         prompt: &[u32],
@@ -207,11 +236,16 @@ impl Backend for Loaded {
         params.seed = sampling.seed;
         let max_tokens = sampling.max_tokens.unwrap_or(self.info.context);
         let total = prompt.len();
-        self.governor.running(true, self.engine.runner().kv_bytes());
+        self.limit_prefixes();
+        self.governor.running(true, self.engine.cache_bytes());
         let pace = &mut self.pace;
         pace.begin();
         let (mut read, mut written) = (0, 0);
         let mut tell = |progress: Progress<'_>| match progress {
+            Progress::Cached(known) => {
+                read = known;
+                ControlFlow::Continue(())
+            }
             Progress::Prefill(done) => {
                 let step = Step::Prefill { done, total };
                 let more = done - std::mem::replace(&mut read, done);
@@ -235,10 +269,7 @@ impl Backend for Loaded {
         };
         let (stops, format, calls) = (&sampling.stop[..], sampling.format.as_ref(), sampling.calls);
         let outcome = self.engine.generate(prompt, params, Wanted { stops, format, calls, max_tokens }, &mut tell);
-        if self.engine.runner().kv_bytes() as u64 > self.governor.decision().cache_bytes {
-            self.engine.runner_mut().release();
-        }
-        self.governor.running(false, self.engine.runner().kv_bytes());
+        self.limit_cache();
         let outcome = outcome.map_err(|error| match error {
             EngineError::Format(_) => {
                 let forced = matches!(sampling.format, Some(Format::Call(_)));

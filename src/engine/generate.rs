@@ -7,7 +7,9 @@ use std::sync::Arc;
 use crate::engine::checkpoint::GenerationDefaults;
 use crate::engine::checkpoint::source::Source;
 use crate::engine::grammar::{Constraint, Format, GrammarError, Grammars};
+use crate::engine::kv_cache::REACH;
 use crate::engine::pack::{self, PackError};
+use crate::engine::prefix::Prefixes;
 use crate::engine::runner::{LoadError, Options, RunError, Runner};
 use crate::engine::sampler::{Sampler, SamplingParams};
 use crate::engine::stream::{Delta, StopError, TextStream};
@@ -71,7 +73,9 @@ pub struct Wanted<'a> {
 /// Progress of [`Engine::generate`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Progress<'a> {
-    /// So many of the prompt's tokens have been computed.
+    /// So many of the prompt's tokens are known from earlier requests. Comes once, before all else.
+    Cached(usize),
+    /// So many of the prompt's tokens have been computed, those that were known included.
     Prefill(usize),
     /// More of the answer, or of what the model thinks before it.
     Delta(&'a Delta),
@@ -96,6 +100,10 @@ pub enum Finish {
 pub struct Outcome {
     /// Why it ended.
     pub finish: Finish,
+    /// Tokens of the prompt that did not have to be computed.
+    pub cached_tokens: usize,
+    /// Where the prompt leaves the one before, when most of it is the same text nevertheless.
+    pub broken_at: Option<usize>,
     /// Tokens sampled, the one that ended the turn included.
     pub completion_tokens: usize,
     /// The seed in use.
@@ -105,6 +113,7 @@ pub struct Outcome {
 /// A checkpoint with everything that turns conversations into answers.
 pub struct Engine {
     runner: Runner,
+    prefixes: Prefixes,
     tokenizer: Arc<Tokenizer>,
     /// Made by the first request that wants a form.
     grammars: Option<Grammars>,
@@ -127,7 +136,8 @@ impl Engine {
         if defaults.eos.is_empty() {
             return Err(EngineError::NoEnd { dir: path.to_path_buf() });
         }
-        Ok(Engine { runner, tokenizer: Arc::new(tokenizer), grammars: None, template, defaults })
+        let (tokenizer, prefixes) = (Arc::new(tokenizer), Prefixes::default());
+        Ok(Engine { runner, prefixes, tokenizer, grammars: None, template, defaults })
     }
 
     /// What runs the model.
@@ -138,6 +148,16 @@ impl Engine {
     /// As [`Engine::runner`], to run tokens by hand.
     pub fn runner_mut(&mut self) -> &mut Runner {
         &mut self.runner
+    }
+
+    /// Keeps at most `bytes` of the beginnings of earlier prompts from now on, besides the latest request's own: none at first.
+    pub fn limit_prefixes(&mut self, bytes: usize) {
+        self.prefixes.limit(bytes);
+    }
+
+    /// Bytes of memory that keys and values take, those of the latest request and those that are kept of earlier ones.
+    pub fn cache_bytes(&self) -> usize {
+        self.runner.kv_bytes() + self.prefixes.bytes()
     }
 
     /// The vocabulary.
@@ -171,7 +191,8 @@ impl Engine {
         self.runner.config().bos.into_iter().chain(self.tokenizer.encode_text(text)).collect()
     }
 
-    /// Answers `prompt` as it is `wanted`; `on` hears of every batch of the prompt and every token.
+    /// Answers `prompt` as it is `wanted`; `on` hears of every batch of the prompt and every token. What an earlier prompt
+    /// began with as well is not computed again, which changes nothing of the answer.
     ///
     /// # Errors
     ///
@@ -190,10 +211,19 @@ impl Engine {
         }
         let mut constraint = wanted.format.map(|format| self.constraint(format)).transpose()?;
         let mut sampler = Sampler::new(sampling, prompt);
-        let mut outcome = Outcome { finish: Finish::Cancelled, completion_tokens: 0, seed: sampler.seed() };
+        self.runner.accepts(prompt)?;
+        let start = self.prefixes.begin(self.runner.state_mut(), prompt);
+        let mut outcome = Outcome {
+            finish: Finish::Cancelled,
+            cached_tokens: start.cached,
+            broken_at: start.broken_at,
+            completion_tokens: 0,
+            seed: sampler.seed(),
+        };
         let mut ran = prompt.len();
-        self.runner.reset();
-        let mut logits = self.runner.run(prompt, &mut |done| on(Progress::Prefill(done)))?;
+        let read =
+            on(Progress::Cached(start.cached)).is_continue() && self.read(prompt, start.cached, start.branch, on);
+        let mut logits = read.then(|| self.runner.scores());
         'answer: while let Some(scores) = logits {
             if outcome.completion_tokens == max_tokens {
                 outcome.finish = Finish::Length;
@@ -233,6 +263,11 @@ impl Engine {
                 }
             }
             ran = tokens.len();
+            // The next prompt of this conversation may have the answer in other words, and the same prompt may come again.
+            let end = prompt.len() - 1 + REACH;
+            if (self.runner.position()..self.runner.position() + ran).contains(&end) {
+                self.prefixes.keep(self.runner.state(), false);
+            }
             let (runner, constraint) = (&mut self.runner, &mut constraint);
             logits = std::thread::scope(move |scope| {
                 if let Some(constraint) = constraint {
@@ -245,6 +280,37 @@ impl Engine {
             outcome.finish = Finish::Cancelled;
         }
         Ok(outcome)
+    }
+
+    /// Runs what is missing of `prompt`, and keeps what others may begin with. Whether it came to the end.
+    fn read(
+        &mut self,
+        prompt: &[u32],
+        cached: usize,
+        branch: usize,
+        on: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> bool {
+        let marks = [self.first_turn(prompt), branch];
+        let mut done = cached;
+        while done < prompt.len() {
+            let before = done;
+            done = self.runner.batch(prompt, done);
+            // A copy serves prompts that leave it a batch before its end.
+            if marks.iter().any(|mark| (before + 1..=done).contains(mark)) {
+                self.prefixes.keep(self.runner.state(), true);
+            }
+            if on(Progress::Prefill(done)).is_break() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Where the instructions and tools of `prompt` end: at its second turn. 0 when there is none.
+    fn first_turn(&self, prompt: &[u32]) -> usize {
+        let turn = self.tokenizer.control_id("<|turn>");
+        let mut turns = prompt.iter().enumerate().filter(|(_, token)| Some(**token) == turn);
+        turns.nth(1).map_or(0, |(at, _)| at)
     }
 
     fn constraint(&mut self, format: &Format) -> Result<Constraint, GrammarError> {

@@ -3,6 +3,9 @@
 //! One row of `head_dim` values per position and KV head. Full layers append; sliding layers write into a ring that holds
 //! the window and the batch that is being added, so that the first token of a batch still finds its whole window when the
 //! last one has been written. Memory of full layers grows with the positions in use.
+//!
+//! A cache can be cut: full layers keep all rows, and a ring still has those of the window before a position as long as no
+//! more than [`REACH`] positions behind it have been written, whatever was cut off in between.
 
 use std::ops::Range;
 
@@ -17,6 +20,9 @@ pub enum KvKind {
     /// Rounded onto the checkpoint's `k_cache_scale` and `v_cache_scale`.
     Int8,
 }
+
+/// Positions by which a cache can always be cut.
+pub const REACH: usize = MAX_BATCH;
 
 /// Positions by which the memory of a full layer grows.
 const GROWTH: usize = 256;
@@ -46,6 +52,25 @@ impl<T: Copy + Default> Rows<T> {
             self.data.resize(to, T::default());
         }
         self.data[from..to].iter_mut().zip(row).for_each(|(d, v)| *d = v);
+    }
+
+    /// Values that `positions` positions take.
+    fn values(&self, positions: usize) -> usize {
+        self.ring.map_or(positions * self.dim, |_| self.data.len())
+    }
+
+    /// The rows of `positions` positions and no room for more.
+    fn copy(&self, positions: usize) -> Rows<T> {
+        Rows { data: self.data[..self.values(positions)].to_vec(), ..*self }
+    }
+
+    /// Takes the place of what is here; the memory is kept.
+    fn paste(&mut self, from: &Rows<T>) {
+        if from.data.len() > self.data.len() {
+            self.data.reserve_exact(from.data.len() - self.data.len());
+            self.data.resize(from.data.len(), T::default());
+        }
+        self.data[..from.data.len()].copy_from_slice(&from.data);
     }
 
     /// The rows of `positions`, oldest first, in at most two runs.
@@ -92,6 +117,10 @@ pub struct KvCache {
     /// `[layer][kv_head]`; empty for layers that read another one's.
     heads: Vec<Vec<Head>>,
     len: usize,
+    /// Furthest position written since the cache was empty, plus one. What was cut off has overwritten rows of the rings.
+    written: usize,
+    /// Rows of a ring, if there is one.
+    ring: Option<usize>,
 }
 
 fn code(v: f32, step: f32) -> i8 {
@@ -101,8 +130,9 @@ fn code(v: f32, step: f32) -> i8 {
 impl KvCache {
     /// An empty cache for the layers of `config`.
     pub fn new(config: &Config, kind: KvKind) -> KvCache {
+        let capacity = config.sliding_window + MAX_BATCH - 1;
         let heads = config.layers.iter().map(|layer| {
-            let ring = (layer.kind == Kind::Sliding).then(|| config.sliding_window + MAX_BATCH - 1);
+            let ring = (layer.kind == Kind::Sliding).then_some(capacity);
             let dim = layer.head_dim;
             let head = |_| match kind {
                 KvKind::F32 => Head::F32 { k: Rows::new(dim, ring), v: Rows::new(dim, ring) },
@@ -110,7 +140,8 @@ impl KvCache {
             };
             if layer.owns_cache { (0..layer.kv_heads).map(head).collect() } else { Vec::new() }
         });
-        KvCache { heads: heads.collect(), len: 0 }
+        let slides = config.layers.iter().any(|layer| layer.owns_cache && layer.kind == Kind::Sliding);
+        KvCache { heads: heads.collect(), len: 0, written: 0, ring: slides.then_some(capacity) }
     }
 
     /// Positions stored.
@@ -125,7 +156,69 @@ impl KvCache {
 
     /// Forgets everything; the memory is kept.
     pub fn clear(&mut self) {
-        self.len = 0;
+        (self.len, self.written) = (0, 0);
+    }
+
+    /// The lowest length to which it can be cut, other than 0: the windows before it are complete.
+    pub fn lowest(&self) -> usize {
+        match self.ring {
+            Some(capacity) if self.written > capacity => self.written - REACH,
+            _ => 0,
+        }
+    }
+
+    /// Forgets what comes after the first `len` positions.
+    ///
+    /// # Panics
+    ///
+    /// When `len` lies below [`KvCache::lowest`] or above [`KvCache::len`].
+    pub fn cut(&mut self, len: usize) {
+        assert!((self.lowest()..=self.len).contains(&len), "cut to {len} of {}, {} written", self.len, self.written);
+        self.len = len;
+    }
+
+    /// A copy that takes no more memory than it needs: [`KvCache::copy_bytes`].
+    pub fn copy(&self) -> KvCache {
+        let len = self.len;
+        let head = |head: &Head| match head {
+            Head::F32 { k, v } => Head::F32 { k: k.copy(len), v: v.copy(len) },
+            Head::Int8 { k, v } => Head::Int8 { k: k.copy(len), v: v.copy(len) },
+        };
+        let heads = self.heads.iter().map(|heads| heads.iter().map(head).collect()).collect();
+        KvCache { heads, ..*self }
+    }
+
+    /// Bytes that a copy would take.
+    pub fn copy_bytes(&self) -> usize {
+        let len = self.len;
+        let head = |head: &Head| match head {
+            Head::F32 { k, v } => 4 * (k.values(len) + v.values(len)),
+            Head::Int8 { k, v } => k.values(len) + v.values(len),
+        };
+        self.heads.iter().flatten().map(head).sum()
+    }
+
+    /// Takes over what `copy` holds, which was made of a cache of the same model and kind. Memory is kept.
+    ///
+    /// # Panics
+    ///
+    /// When it was made of another one.
+    pub fn restore(&mut self, copy: &KvCache) {
+        assert_eq!(self.heads.len(), copy.heads.len());
+        for (own, other) in self.heads.iter_mut().flatten().zip(copy.heads.iter().flatten()) {
+            match (own, other) {
+                (Head::F32 { k, v }, Head::F32 { k: keys, v: values }) => {
+                    k.paste(keys);
+                    v.paste(values);
+                }
+                (Head::Int8 { k, v }, Head::Int8 { k: keys, v: values }) => {
+                    k.paste(keys);
+                    v.paste(values);
+                }
+                _ => panic!("a cache of another kind"),
+            }
+        }
+        (self.len, self.written) = (copy.len, copy.written);
     }
 
     /// As [`KvCache::clear`], and gives the memory back.
@@ -160,6 +253,7 @@ impl KvCache {
     /// Counts `tokens` positions as stored in every layer.
     pub fn advance(&mut self, tokens: usize) {
         self.len += tokens;
+        self.written = self.written.max(self.len);
     }
 
     /// Keys and values of `positions` of one head.

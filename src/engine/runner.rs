@@ -12,6 +12,7 @@ use crate::engine::checkpoint::{Checkpoint, CheckpointError, GenerationDefaults}
 use crate::engine::kv_cache::{KvCache, KvKind};
 use crate::engine::model::{Activations, Keep, Model};
 use crate::engine::ops::{Compute, MAX_BATCH};
+use crate::engine::prefix::State;
 use crate::kernels::{self, UnknownKernels};
 use crate::parallel::Pool;
 use crate::stats::Stats;
@@ -123,7 +124,7 @@ pub struct Runner {
     knobs: Knobs,
     on: Compute,
     model: Model,
-    cache: KvCache,
+    state: State,
     act: Activations,
     context: usize,
     batch: usize,
@@ -155,7 +156,7 @@ impl Runner {
         let limit = checkpoint.config.max_position_embeddings;
         Ok(Runner {
             knobs: Knobs::default(),
-            cache: KvCache::new(&checkpoint.config, options.kv),
+            state: State::new(KvCache::new(&checkpoint.config, options.kv)),
             act: Activations::new(&pool),
             context: if options.context == 0 { limit } else { options.context.min(limit) },
             batch: options.batch.clamp(1, MAX_BATCH),
@@ -191,17 +192,27 @@ impl Runner {
 
     /// Positions in use.
     pub fn position(&self) -> usize {
-        self.cache.len()
+        self.state.len()
     }
 
     /// Bytes that keys and values take now.
     pub fn kv_bytes(&self) -> usize {
-        self.cache.bytes()
+        self.state.bytes()
     }
 
     /// Forgets all tokens.
     pub fn reset(&mut self) {
-        self.cache.clear();
+        self.state.cut(0);
+    }
+
+    /// The tokens run so far and what is kept of them.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// As [`Runner::state`], to put another one there.
+    pub fn state_mut(&mut self) -> &mut State {
+        &mut self.state
     }
 
     /// What may be changed while it runs.
@@ -220,7 +231,7 @@ impl Runner {
 
     /// Forgets all tokens and gives the memory of their keys and values back.
     pub fn release(&mut self) {
-        self.cache.release();
+        self.state.release();
     }
 
     /// Runs `tokens` and returns the logits `[vocab]` after the last one; `None` when `progress` (called with the number of
@@ -230,16 +241,10 @@ impl Runner {
         tokens: &[u32],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Option<&mut [f32]>, RunError> {
-        self.check(tokens)?;
+        self.check(tokens, self.position())?;
         let mut done = 0;
         while done < tokens.len() {
-            // One token is a step of an answer, and bound by memory, wherever it comes from.
-            let phase = usize::from(tokens.len() == 1);
-            self.on.pool.set_width(self.knobs.get(phase, self.on.pool.threads()));
-            let end = tokens.len().min(done + self.knobs.get(2, self.batch));
-            let keep = if end == tokens.len() { Keep::Last } else { Keep::None };
-            self.model.forward(&self.on, &mut self.cache, &mut self.act, &tokens[done..end], keep);
-            done = end;
+            done = self.batch(tokens, done);
             if progress(done).is_break() {
                 return Ok(None);
             }
@@ -247,17 +252,45 @@ impl Runner {
         Ok(Some(self.act.logits_mut()))
     }
 
+    /// Whether `prompt` can be run from the first position on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Runner::run`].
+    pub fn accepts(&self, prompt: &[u32]) -> Result<(), RunError> {
+        self.check(prompt, 0)
+    }
+
+    /// Runs the batch of `tokens` that follows the first `done`, and says how many are done then. After the last one there
+    /// are [`Runner::scores`]. The caller has asked [`Runner::accepts`].
+    pub(super) fn batch(&mut self, tokens: &[u32], done: usize) -> usize {
+        // One token is a step of an answer, and bound by memory, wherever it comes from.
+        let phase = usize::from(tokens.len() == 1);
+        self.on.pool.set_width(self.knobs.get(phase, self.on.pool.threads()));
+        let end = tokens.len().min(done + self.knobs.get(2, self.batch));
+        let keep = if end == tokens.len() { Keep::Last } else { Keep::None };
+        self.state.seen(&tokens[done..end]);
+        self.model.forward(&self.on, self.state.cache_mut(), &mut self.act, &tokens[done..end], keep);
+        end
+    }
+
+    /// The logits `[vocab]` after the last token.
+    pub(super) fn scores(&mut self) -> &mut [f32] {
+        self.act.logits_mut()
+    }
+
     /// Runs `tokens` through all layers, `batch` at a time, and hands over the logits `[batch, vocab]` of every batch.
     pub fn logits(&mut self, tokens: &[u32], batch: usize, each: &mut dyn FnMut(&[f32])) -> Result<(), RunError> {
-        self.check(tokens)?;
+        self.check(tokens, self.position())?;
         for batch in tokens.chunks(batch.clamp(1, MAX_BATCH)) {
-            each(self.model.forward(&self.on, &mut self.cache, &mut self.act, batch, Keep::All));
+            self.state.seen(batch);
+            each(self.model.forward(&self.on, self.state.cache_mut(), &mut self.act, batch, Keep::All));
         }
         Ok(())
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<(), RunError> {
-        let (used, context, vocab) = (self.cache.len(), self.context, self.config().vocab_size);
+    fn check(&self, tokens: &[u32], used: usize) -> Result<(), RunError> {
+        let (context, vocab) = (self.context, self.config().vocab_size);
         if tokens.is_empty() {
             return Err(RunError::NoTokens);
         }

@@ -145,6 +145,9 @@ pub trait Backend {
     /// When the conversation is one that the template refuses: the client's fault.
     fn encode(&self, input: &Input) -> Result<Vec<u32>, InputError>;
 
+    /// Called twice a second while there is nothing to do: memory may be given back.
+    fn idle(&mut self) {}
+
     /// Generates until the end and calls `on` after every prompt chunk and every token; `Break` ends it there.
     ///
     /// # Errors

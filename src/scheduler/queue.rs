@@ -139,8 +139,8 @@ impl Queue {
         Ticket { reader, queue: Arc::clone(queue), number }
     }
 
-    /// The next job for the engine; waits for one. `None` once the queue is drained.
-    pub(super) fn next(&self) -> Option<Job> {
+    /// The next job for the engine; waits for one and calls `idle` meanwhile. `None` once the queue is drained.
+    pub(super) fn next(&self, idle: &mut dyn FnMut()) -> Option<Job> {
         let mut state = lock(&self.state);
         loop {
             self.beat();
@@ -156,7 +156,13 @@ impl Queue {
             if state.drain_until.is_some() {
                 return None;
             }
-            state = self.changed.wait_timeout(state, IDLE_BEAT).unwrap_or_else(PoisonError::into_inner).0;
+            let (woken, waited) = self.changed.wait_timeout(state, IDLE_BEAT).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if waited.timed_out() {
+                drop(state);
+                idle();
+                state = lock(&self.state);
+            }
         }
     }
 

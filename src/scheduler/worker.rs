@@ -13,7 +13,7 @@ use crate::governor::Handle;
 
 /// Serves the queue until it is drained.
 pub(super) fn run(queue: &Queue, governor: &Handle, backend: &mut dyn Backend) {
-    while let Some(mut job) = queue.next() {
+    while let Some(mut job) = queue.next(&mut || backend.idle()) {
         if let Some(begin) = job.begin.take() {
             begin();
         }
