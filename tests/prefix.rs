@@ -1,13 +1,19 @@
 //! What is kept of earlier prompts changes no answer: not one bit of the logits.
 
+mod common;
+
+use std::io::{Read, Write};
 use std::ops::ControlFlow;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use common::binary::Served;
 use emberd::engine::checkpoint::synth::{self, Shape};
 use emberd::engine::generate::{Engine, Finish, Outcome, Progress, Wanted};
 use emberd::engine::kv_cache::KvKind;
 use emberd::engine::runner::Options;
 use emberd::engine::stream::Delta;
+use serde_json::{Value, json};
 
 const CONTEXT: usize = 512;
 
@@ -192,4 +198,37 @@ fn a_prompt_whose_beginning_changes_each_time_is_noticed() {
     assert_eq!(ask(&mut engine, &stamped(301), 5).broken_at, Some(2));
     assert_eq!(ask(&mut engine, &stamped(301), 5).broken_at, None);
     assert_eq!(ask(&mut engine, &[2, 105, 111, 112], 5).broken_at, None);
+}
+
+fn get(socket: &Path, path: &str) -> String {
+    let mut stream = UnixStream::connect(socket).expect("connects");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("sends");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("reads");
+    text
+}
+
+/// The counts of the daemon: in the answer, in the metrics, in the status.
+#[test]
+fn what_was_not_computed_is_told() {
+    let dir = tempfile::tempdir().expect("directory");
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home");
+    let served = Served::start(dir.path(), &home, "", &[]);
+    let ask = |system: &str, prompt: &str| -> Value {
+        let answer: Value = serde_json::from_str(&served.ask(prompt, &["--json", "--system", system])).expect("JSON");
+        answer["usage"].clone()
+    };
+    let rules = "Answer in one short sentence, and never name a room that was not asked for. ".repeat(4);
+    let (first, second) = (ask(&rules, "Is the window open?"), ask(&rules, "Turn on the light."));
+    assert_eq!(first["prompt_tokens_details"], json!({"cached_tokens": 0}));
+    let known = second["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number");
+    let all = second["prompt_tokens"].as_u64().expect("a number");
+    assert!(known > all / 2 && known < all, "{second}");
+    let stamped = ask(&format!("It is 10:05. {rules}"), "Turn on the light.");
+    assert!(stamped["prompt_tokens_details"]["broken_at"].as_u64().is_some_and(|at| at < 20), "{stamped}");
+    let total = known + stamped["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number");
+    let metrics = get(&served.socket, "/metrics");
+    assert!(metrics.contains(&format!("\nemberd_cached_tokens_total {total}\n")), "{metrics}");
+    assert!(get(&served.socket, "/v1/status").contains(&format!("\"cached_tokens\":{total}")));
+    served.stop();
 }

@@ -29,7 +29,11 @@ fn a_chat_completion_has_openais_shape() {
     let choice = &json["choices"][0];
     assert_eq!(choice["message"], serde_json::json!({"role": "assistant", "content": "You said: hello "}));
     assert_eq!(choice["finish_reason"], "length");
-    assert_eq!(json["usage"], serde_json::json!({"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}));
+    let details = serde_json::json!({"cached_tokens": 0});
+    let usage = serde_json::json!({
+        "prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12, "prompt_tokens_details": details
+    });
+    assert_eq!(json["usage"], usage);
     assert_eq!(json["seed"], 7);
 
     let thinking = daemon.post(CHAT, &daemon.chat("@think", "")).json();

@@ -281,6 +281,8 @@ impl Backend for Loaded {
         Ok(Outcome {
             finish: outcome.finish,
             prompt_tokens: total,
+            cached_tokens: outcome.cached_tokens,
+            broken_at: outcome.broken_at,
             completion_tokens: outcome.completion_tokens,
             seed: outcome.seed,
         })

@@ -118,6 +118,10 @@ pub struct Outcome {
     pub finish: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were known from earlier requests and not computed again.
+    pub cached_tokens: usize,
+    /// Where the prompt leaves the one before, when most of it is the same text nevertheless.
+    pub broken_at: Option<usize>,
     /// Tokens generated, thinking and the end of the turn included.
     pub completion_tokens: usize,
     /// The seed that was used, given or drawn.

@@ -15,6 +15,8 @@ pub struct Counts {
     pub failed: BTreeMap<&'static str, u64>,
     /// Tokens of the prompts of all answers.
     pub prompt_tokens: u64,
+    /// Those of them that were not computed again.
+    pub cached_tokens: u64,
     /// Tokens of all answers.
     pub completion_tokens: u64,
     /// Tokens per second of the latest answer after its first one; 0 before.
@@ -42,6 +44,7 @@ impl Counters {
                 let mut counts = lock(&self.0);
                 counts.answered += 1;
                 counts.prompt_tokens += answer.prompt_tokens as u64;
+                counts.cached_tokens += answer.cached_tokens as u64;
                 counts.completion_tokens += answer.completion_tokens as u64;
                 if answer.timings.decode_per_s > 0.0 {
                     counts.decode_per_s = answer.timings.decode_per_s;

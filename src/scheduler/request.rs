@@ -113,7 +113,7 @@ pub struct Timings {
     pub prefill: Duration,
     /// From the first token to the end.
     pub decode: Duration,
-    /// Prompt tokens per second; 0 when it cannot be said.
+    /// Prompt tokens computed per second; 0 when it cannot be said.
     pub prefill_per_s: f64,
     /// Generated tokens per second after the first one; 0 when it cannot be said.
     pub decode_per_s: f64,
@@ -132,6 +132,10 @@ pub struct Answer {
     pub finish: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were known from earlier requests and not computed again.
+    pub cached_tokens: usize,
+    /// Where the prompt leaves the one before, when most of it is the same text nevertheless.
+    pub broken_at: Option<usize>,
     /// Tokens generated.
     pub completion_tokens: usize,
     /// The seed that gives this answer again.

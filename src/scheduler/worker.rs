@@ -98,6 +98,8 @@ fn serve(
         calls,
         finish: outcome.finish,
         prompt_tokens: outcome.prompt_tokens,
+        cached_tokens: outcome.cached_tokens,
+        broken_at: outcome.broken_at,
         completion_tokens: outcome.completion_tokens,
         seed: outcome.seed,
         timings,
@@ -128,17 +130,26 @@ fn timings(submitted: Instant, started: Instant, first_token: Option<Instant>, o
         queue: started - submitted,
         prefill,
         decode,
-        prefill_per_s: rate(outcome.prompt_tokens, prefill),
+        prefill_per_s: rate(outcome.prompt_tokens.saturating_sub(outcome.cached_tokens), prefill),
         decode_per_s: rate(outcome.completion_tokens.saturating_sub(1), decode),
     }
 }
 
 fn log(job: &Job, started: Instant, result: &Result<Answer, Failure>) {
     let id = job.request.id.as_str();
+    if let Ok(Answer { broken_at: Some(at), .. }) = result {
+        info!(
+            id,
+            at,
+            "most of the prompt is as before, but it has to be read again from token `at` on: what changes from \
+                       request to request, such as the time, belongs to the end of a prompt"
+        );
+    }
     match result {
         Ok(answer) => info!(
             id,
             prompt_tokens = answer.prompt_tokens,
+            cached_tokens = answer.cached_tokens,
             completion_tokens = answer.completion_tokens,
             finish = ?answer.finish,
             queue_ms = answer.timings.queue.as_millis() as u64,

@@ -227,7 +227,16 @@ pub fn finish(answer: &Answer) -> &'static str {
 /// Token counts.
 pub fn usage(answer: &Answer) -> Value {
     let (prompt, completion) = (answer.prompt_tokens, answer.completion_tokens);
-    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+    let mut details = json!({"cached_tokens": answer.cached_tokens});
+    if let Some(at) = answer.broken_at {
+        details["broken_at"] = json!(at);
+    }
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": details,
+    })
 }
 
 /// Where the time went, in milliseconds and tokens per second.

@@ -128,6 +128,8 @@ impl Fake {
         let mut outcome = Outcome {
             finish: Finish::Cancelled,
             prompt_tokens,
+            cached_tokens: 0,
+            broken_at: None,
             completion_tokens: 0,
             seed: sampling.seed.unwrap_or(42),
         };

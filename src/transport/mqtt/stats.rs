@@ -33,6 +33,7 @@ impl Facts {
             "running": self.running,
             "requests": requests,
             "prompt_tokens": counts.prompt_tokens,
+            "cached_tokens": counts.cached_tokens,
             "completion_tokens": counts.completion_tokens,
             "tokens_per_s": round(counts.decode_per_s),
             "last_error": counts.last_error.map_or("none", Code::name),

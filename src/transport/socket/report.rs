@@ -50,6 +50,7 @@ impl<'a> Report<'a> {
             "running": self.running,
             "requests": requests,
             "prompt_tokens": counts.prompt_tokens,
+            "cached_tokens": counts.cached_tokens,
             "completion_tokens": counts.completion_tokens,
             "last_error": counts.last_error.map(Code::name),
             "governor": governor,
@@ -76,6 +77,8 @@ impl<'a> Report<'a> {
         page.one("emberd_requests_waiting", "gauge", "Requests in the queue.", self.waiting);
         page.one("emberd_requests_running", "gauge", "Requests that are computed.", u8::from(self.running));
         page.one("emberd_prompt_tokens_total", "counter", "Tokens of the prompts of answers.", counts.prompt_tokens);
+        let cached = "Those of them that were known from earlier requests.";
+        page.one("emberd_cached_tokens_total", "counter", cached, counts.cached_tokens);
         let completion = "Tokens of answers.";
         page.one("emberd_completion_tokens_total", "counter", completion, counts.completion_tokens);
         page.one("emberd_computed_tokens_total", "counter", "Tokens that went through the model.", governor.tokens);
