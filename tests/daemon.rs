@@ -45,8 +45,6 @@ fn systemd_hears_of_loading_readiness_and_the_end() {
     assert_eq!(Response::read(early).status, 200);
     daemon.wait_notified("READY=1");
     assert_eq!(daemon.post("/v1/prompt", "ready").body, "You said: ready");
-    daemon.signal(Signal::SIGHUP);
-    daemon.wait_logged("SIGHUP: nothing is reloaded");
     daemon.signal(Signal::SIGTERM);
     daemon.wait_notified("STOPPING=1");
     assert_eq!(daemon.wait().code(), Some(0));
@@ -99,6 +97,39 @@ fn the_drain_limit_cuts_the_running_request() {
     let running = daemon.send("POST", "/v1/chat/completions", &daemon.chat("@hold", ""));
     daemon.wait_journal("start @hold");
     daemon.signal(Signal::SIGINT);
+    assert_eq!(Response::read(running).json()["error"]["code"], "shutting_down");
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn sighup_takes_over_what_it_can_and_names_the_rest() {
+    let mut daemon = Daemon::start("[limits]\ndrain_s = 300\n");
+    let file = daemon.dir.path().join("config.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    let write = |from: &str, to: &str| {
+        let changed = config.replace(from, to);
+        assert_ne!(config, changed);
+        fs::write(&file, changed).unwrap();
+    };
+    write("drain_s = 300", "drain_s = 0\n[governor]\nset_point_c = 61.5\n[queue]\ndepth = 3");
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_logged("configuration read again");
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("read again")).unwrap();
+    let (changed, waiting) = line.split_once("after_restart").unwrap();
+    for key in ["governor.set_point_c", "limits.drain_s"] {
+        assert!(changed.contains(key), "{line}");
+    }
+    assert!(waiting.contains("queue.depth") && !changed.contains("queue.depth"), "{line}");
+    // Nothing of a wrong one counts.
+    write("drain_s = 300", "drain_s = 77\n[queue]\ndepht = 3");
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_logged("the old one stays");
+    assert!(daemon.log().contains("depht"));
+    // The new limit is the one that holds: the old one would be minutes.
+    let running = daemon.send("POST", "/v1/chat/completions", &daemon.chat("@hold", ""));
+    daemon.wait_journal("start @hold");
+    daemon.signal(Signal::SIGTERM);
     assert_eq!(Response::read(running).json()["error"]["code"], "shutting_down");
     assert_eq!(daemon.wait().code(), Some(0));
 }
@@ -203,6 +234,36 @@ fn configuration_errors_name_layer_key_and_range() {
     }
     assert_eq!(emberd(&["serve", "--config", "/does/not/exist.toml"]).output().unwrap().status.code(), Some(78));
     assert_eq!(emberd(&["serve", "--nonsense"]).output().unwrap().status.code(), Some(2));
+}
+
+/// The level of the log follows, in the shipped binary: the test's own daemon logs everything.
+#[test]
+fn sighup_changes_the_level_of_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home");
+    let write = |level: &str| {
+        let (socket, spool) = (at("emberd.sock"), at("spool.redb"));
+        let config = format!(
+            "[model]\npath = {model:?}\ncontext = 512\n[socket]\npath = {socket:?}\n[spool]\npath = {spool:?}\n\
+             [governor]\ncalibrate = false\n[log]\nlevel = {level:?}\n"
+        );
+        fs::write(at("config.toml"), config).unwrap();
+    };
+    write("error");
+    let config = at("config.toml");
+    let mut command = emberd(&["serve", "--config", config.to_str().unwrap()]);
+    let mut child = command.stdout(Stdio::null()).stderr(fs::File::create(at("log")).unwrap()).spawn().unwrap();
+    wait_for("the socket", || at("emberd.sock").exists().then_some(()));
+    let process = nix::unistd::Pid::from_raw(child.id() as i32);
+    // It listens before it is ready; what it is told then waits.
+    let log = || fs::read_to_string(at("log")).unwrap();
+    write("info");
+    nix::sys::signal::kill(process, Signal::SIGHUP).unwrap();
+    wait_for("the log", || log().contains("configuration read again").then_some(()));
+    nix::sys::signal::kill(process, Signal::SIGTERM).unwrap();
+    wait_for("the end", || child.try_wait().unwrap());
+    assert!(log().contains("log.level") && log().contains("stopped"), "{}", log());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use emberd::daemon::Config;
 use emberd::daemon::config::Sources;
+use emberd::daemon::reload::LIVE;
 
 const HEAD: &str = "# Configuration
 
@@ -14,7 +15,8 @@ Made from the code by `tests/docs.rs`; do not edit.
 
 Built-in values < `/etc/emberd/config.toml` < `/etc/emberd/conf.d/*.toml` in the order of their names <
 `EMBERD__SECTION__KEY` in the environment < flags. `emberd check-config` prints what takes effect. An unknown key or a value
-outside its range is an error that names it, and exit code 78. After a change: `systemctl restart emberd`.
+outside its range is an error that names it, and exit code 78. After a change: `systemctl restart emberd`, or, for the keys that
+a running daemon takes over, `systemctl reload emberd`:
 ";
 
 /// What the range check says of `key`, if it has one that a large number breaks.
@@ -33,7 +35,8 @@ fn accepted(key: &'static str) -> Option<String> {
 /// the code's; the ranges from the code.
 fn reference(example: &str) -> String {
     let built_in = Config::default().to_toml();
-    let mut out = HEAD.to_owned();
+    let live: Vec<String> = LIVE.iter().map(|key| format!("`{key}`")).collect();
+    let mut out = format!("{HEAD}{}.\n", live.join(", "));
     let (mut section, mut meaning) = (String::new(), String::new());
     for line in example.lines() {
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {

@@ -236,6 +236,27 @@ fn presets_are_chosen_by_field_property_or_client() {
 }
 
 #[test]
+fn presets_and_clients_follow_a_new_configuration() {
+    let broker = Broker::start();
+    let daemon = Daemon::start(&broker.settings(SMALL));
+    let peer = Peer::connect(broker.port, "peer", "emberd/n/#");
+    peer.wait_state("online");
+    peer.send("emberd/n/req/bell/1", "hi");
+    assert_eq!(peer.text_on("emberd/n/res/bell/1"), "1.You said: be brief|hi");
+    let file = daemon.dir.path().join("config.toml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, config.replace("be brief", "be terse").replace("presets.params", "presets.other")).unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    // Told to everybody, without a new connection.
+    while peer.json_on("emberd/n/info")["presets"] != json!(["other", "short"]) {}
+    peer.send("emberd/n/req/bell/2", "hi");
+    assert_eq!(peer.text_on("emberd/n/res/bell/2"), "1.You said: be terse|hi");
+    peer.send("emberd/n/req/peer/3", r#"{"prompt":"hi","preset":"params"}"#);
+    assert_eq!(peer.json_on("emberd/n/res/peer/3")["error"]["param"], "preset");
+    assert_eq!(daemon.log().matches("connected to the MQTT broker").count(), 1);
+}
+
+#[test]
 fn statistics_and_home_assistant() {
     let broker = Broker::start();
     let _daemon = Daemon::start(&broker.settings("stats_s = 5"));

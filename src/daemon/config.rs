@@ -21,6 +21,7 @@ pub use self::mqtt::{Client as MqttClient, Mqtt};
 pub use self::spool::Spool;
 pub use self::values::ConfigError;
 use self::values::{demand, range, some_text, text};
+use super::models;
 
 /// Where the files are.
 const ETC: &str = "/etc/emberd";
@@ -282,11 +283,9 @@ fn files(sources: &Sources) -> Result<Vec<PathBuf>, ConfigError> {
 impl Model {
     /// Name under which the model is offered.
     pub fn name(&self) -> String {
-        let own = || {
-            let packed = self.path.extension().is_some_and(|extension| extension == "ember");
-            let name = if packed { self.path.file_stem() } else { self.path.file_name() };
-            Some(name?.to_string_lossy().into_owned())
-        };
+        // Through a link, as `emberd model use` makes it, to the model itself.
+        let path = self.path.canonicalize();
+        let own = || models::name(path.as_deref().unwrap_or(&self.path));
         self.name.clone().or_else(own).unwrap_or_else(|| "model".into())
     }
 }

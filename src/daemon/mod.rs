@@ -6,10 +6,12 @@ pub mod config;
 pub mod doctor;
 mod error;
 mod load;
+mod models;
 mod pace;
+pub mod reload;
 mod serve;
 mod systemd;
 
 pub use config::Config;
 pub use error::{Error, exit};
-pub use serve::serve;
+pub use serve::{Reread, serve};

@@ -12,8 +12,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use super::config::{self, Config};
+use super::config::{self, Config, ConfigError};
 use super::error::Error;
+use super::reload;
 use super::systemd::{Watchdog, passed_socket, tell};
 use crate::governor::policy::{Need, Settings};
 use crate::governor::sensors::Sensors;
@@ -21,7 +22,6 @@ use crate::governor::{Decision, Governor, Handle};
 use crate::scheduler::backend::{Backend, ModelInfo};
 use crate::scheduler::{Options, Scheduler};
 use crate::spool;
-use crate::transport::preset::Presets;
 use crate::transport::socket::{BindError, Limits, Listener, Service};
 use crate::transport::wire::Topics;
 use crate::transport::{mqtt, socket};
@@ -35,19 +35,22 @@ const LOADING_LIMIT: u32 = 90;
 /// Time that HTTP clients get to read the end of their answers at shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Runs the daemon until a signal ends it. `load` makes the model on the engine thread.
+/// Reads the configuration again, and applies what belongs to the process, as the level of its log.
+pub type Reread = Box<dyn Fn() -> Result<Config, ConfigError> + Send>;
+
+/// Runs the daemon until a signal ends it. `reread` is called on SIGHUP; `load` makes the model on the engine thread.
 ///
 /// # Errors
 ///
 /// When it cannot start, or the engine ends unexpectedly, or a second signal cuts the shutdown short.
-pub fn serve<F>(config: Config, load: F) -> Result<(), Error>
+pub fn serve<F>(config: Config, reread: Reread, load: F) -> Result<(), Error>
 where
     F: FnOnce(&Config, &Handle) -> Result<Box<dyn Backend>, String> + Send + 'static,
 {
     let io = std::thread::Builder::new().name("io".into()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Error::System("cannot start the I/O runtime", error))?;
-        let result = runtime.block_on(run(config, load));
+        let result = runtime.block_on(run(config, reread, load));
         // Does not wait for a name lookup in progress.
         runtime.shutdown_background();
         result
@@ -56,13 +59,13 @@ where
     io.join().unwrap_or_else(|_| Err(Error::System("thread io", io::Error::other("panicked"))))
 }
 
-async fn run<F>(config: Config, load: F) -> Result<(), Error>
+async fn run<F>(mut config: Config, reread: Reread, load: F) -> Result<(), Error>
 where
     F: FnOnce(&Config, &Handle) -> Result<Box<dyn Backend>, String> + Send + 'static,
 {
     let mut signals = Signals::new().map_err(|error| Error::System("cannot handle signals", error))?;
     let (password, tls) = (config.mqtt.password()?, config.mqtt.encryption()?);
-    let presets = config.mqtt.presets()?;
+    let (say_rules, heard_rules) = watch::channel(rules(&config)?);
     let listener = listen(&config.socket)?;
 
     tell(&[NotifyState::Status("loading the model")]);
@@ -74,14 +77,15 @@ where
         "serving"
     );
 
-    let governor = govern(&config, &engine.scheduler, &model)?;
+    let chunk = engine.scheduler.governor().decision().chunk;
+    let mut governor = govern(&config, &engine.scheduler, &model, chunk)?;
     let (stop, stopped) = watch::channel(false);
     let (connected, mut mqtt_state) = watch::channel(false);
     let mut doors = JoinSet::new();
     let service = Service::new(engine.scheduler.clone(), model.clone(), socket_limits(&config));
     doors.spawn(socket::serve(listener, service, stopped.clone(), GRACE));
     if config.mqtt.enabled {
-        let options = mqtt::Options { password, tls, presets, ..mqtt_options(&config, &model) };
+        let options = mqtt::Options { password, tls, rules: heard_rules, ..mqtt_options(&config, &model) };
         doors.spawn(mqtt::run(options, engine.scheduler.clone(), stopped, connected));
     }
     tell(&[NotifyState::Ready, NotifyState::Status(status(&config, false))]);
@@ -93,7 +97,22 @@ where
         tokio::select! {
             _ = &mut exited => break,
             signal = signals.next() => match signal {
-                Asked::Reload => info!("SIGHUP: nothing is reloaded; restart to apply a new configuration"),
+                Asked::Reload if draining => {}
+                Asked::Reload => match reread().and_then(|new| Ok((rules(&new)?, new))) {
+                    Ok((rules, new)) => {
+                        let changes = reload::take_over(&mut config, &new);
+                        if changes.touch("governor") {
+                            // The old one ends before the new one decides.
+                            drop(governor.take());
+                            governor = govern(&config, &scheduler, &model, chunk)?;
+                        }
+                        if changes.touch("mqtt") {
+                            let _ = say_rules.send(rules);
+                        }
+                        info!(changed = ?changes.live, after_restart = ?changes.waiting, "configuration read again");
+                    }
+                    Err(reason) => error!(%reason, "configuration not read again; the old one stays"),
+                },
                 Asked::Stop if draining => {
                     warn!("second signal: ending without waiting");
                     return Err(Error::Interrupted);
@@ -118,7 +137,7 @@ where
     let _ = stop.send(true);
     tokio::select! {
         () = async { while doors.join_next().await.is_some() {} } => {}
-        Asked::Stop = signals.next() => return Err(Error::Interrupted),
+        () = signals.stop() => return Err(Error::Interrupted),
     }
     if died {
         error!("the engine thread ended unexpectedly");
@@ -169,7 +188,8 @@ impl Engine {
                     extensions += 1;
                     tell(&[NotifyState::ExtendTimeoutUsec(3 * LOADING_NEWS.as_micros() as u32)]);
                 }
-                Asked::Stop = signals.next() => {
+                // A SIGHUP waits until there is something to change.
+                () = signals.stop() => {
                     info!("stopped while the model was loading");
                     tell(&[NotifyState::Stopping]);
                     return Ok(None);
@@ -193,7 +213,7 @@ fn listen(section: &config::Socket) -> Result<Listener, BindError> {
 }
 
 /// Starts to decide how hard the engine computes, unless that is switched off.
-fn govern(config: &Config, scheduler: &Scheduler, model: &ModelInfo) -> Result<Option<Governor>, Error> {
+fn govern(config: &Config, scheduler: &Scheduler, model: &ModelInfo, chunk: usize) -> Result<Option<Governor>, Error> {
     let section = &config.governor;
     if !section.enabled {
         return Ok(None);
@@ -201,9 +221,10 @@ fn govern(config: &Config, scheduler: &Scheduler, model: &ModelInfo) -> Result<O
     let handle = scheduler.governor().clone();
     let reserve = section.reserve_mb << 20;
     let need = handle.need().unwrap_or(Need { weights: 0, position: 0, context: model.context, reserve });
+    let need = Need { reserve, ..need };
     let settings = Settings {
         threads: model.threads,
-        chunk: handle.decision().chunk,
+        chunk,
         set_point: section.set_point_c,
         cautious: section.duty_without_sensor,
         share: section.share,
@@ -246,7 +267,6 @@ fn mqtt_options(config: &Config, model: &ModelInfo) -> mqtt::Options {
         "max_packet_bytes": c.max_packet_bytes,
         "stats_s": c.stats_s,
         "share": c.share,
-        "presets": c.presets.keys().collect::<Vec<_>>(),
         "queue_depth": config.queue.depth,
         "request_timeout_s": config.limits.request_timeout_s,
     });
@@ -272,13 +292,17 @@ fn mqtt_options(config: &Config, model: &ModelInfo) -> mqtt::Options {
         request_timeout: config.limits.request_timeout(),
         events: c.events,
         batch: Duration::from_millis(c.batch_ms),
-        presets: Presets::default(),
-        clients: c.clients.iter().map(client).collect(),
+        rules: watch::channel(mqtt::Rules::default()).1,
         stats_every: Duration::from_secs(c.stats_s),
         home_assistant,
         model: model.name.clone(),
         info,
     }
+}
+
+/// What the operator says of clients and requests.
+fn rules(config: &Config) -> Result<mqtt::Rules, ConfigError> {
+    Ok(mqtt::Rules { presets: config.mqtt.presets()?, clients: config.mqtt.clients.iter().map(client).collect() })
 }
 
 fn client(client: &config::MqttClient) -> mqtt::Client {
@@ -311,6 +335,13 @@ impl Signals {
             _ = self.terminate.recv() => Asked::Stop,
             _ = self.interrupt.recv() => Asked::Stop,
             _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }

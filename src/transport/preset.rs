@@ -97,6 +97,11 @@ impl Presets {
         })
     }
 
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// Whether there is a preset of that name.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)

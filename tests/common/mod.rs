@@ -190,8 +190,9 @@ pub(crate) fn daemon_child() {
     let Some(file) = std::env::var_os(CHILD) else { return };
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
     let sources = Sources { file: Some(file.into()), ..Sources::default() };
+    let again = sources.clone();
     let result = Config::load(&sources).map_err(Into::into).and_then(|config| {
-        emberd::daemon::serve(config, |config, _| {
+        emberd::daemon::serve(config, Box::new(move || Config::load(&again)), |config, _| {
             let model = &config.model;
             let fake = Fake::new(model);
             while model.path.with_file_name("loading").exists() {

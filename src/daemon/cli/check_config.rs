@@ -1,14 +1,27 @@
 //! `emberd check-config`.
 
+use clap::Args;
+
 use super::super::error::Error;
 use super::settings::Settings;
 
+#[derive(Args)]
+pub(super) struct CheckConfig {
+    #[command(flatten)]
+    settings: Settings,
+    /// Print nothing but what is wrong
+    #[arg(long, short)]
+    quiet: bool,
+}
+
 /// Prints the merged configuration; whether a password is set, but not which.
-pub(super) fn run(settings: &Settings) -> Result<(), Error> {
-    let config = settings.load()?;
+pub(super) fn run(check: &CheckConfig) -> Result<(), Error> {
+    let config = check.settings.load()?;
     let password = if config.mqtt.password()?.is_some() { "set" } else { "none" };
     config.mqtt.encryption()?;
-    print!("{}", config.to_toml());
-    println!("\n# node: {}, client id: {}, password: {password}", config.mqtt.node(), config.mqtt.client_id());
+    if !check.quiet {
+        print!("{}", config.to_toml());
+        println!("\n# node: {}, client id: {}, password: {password}", config.mqtt.node(), config.mqtt.client_id());
+    }
     Ok(())
 }

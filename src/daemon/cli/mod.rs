@@ -12,6 +12,7 @@ mod eval;
 mod inspect;
 mod log;
 mod model;
+mod models;
 mod pack;
 mod perplexity;
 mod serve;
@@ -43,7 +44,7 @@ enum Command {
     /// Load the model and answer requests until SIGTERM
     Serve(Settings),
     /// Check the configuration and print it as it takes effect
-    CheckConfig(Settings),
+    CheckConfig(check_config::CheckConfig),
     /// Ask the running daemon and print its answer as it comes
     Ask(ask::Ask),
     /// Show the running daemon's temperature, threads, queue and speed
@@ -58,6 +59,9 @@ enum Command {
     Pack(pack::Pack),
     /// Read a packed model once and compare it with its checksum
     Verify(pack::Verify),
+    /// Models of this machine: list them, choose one, check one, remove one
+    #[command(subcommand)]
+    Model(models::Models),
     /// Measure how well a checkpoint predicts a text
     Perplexity(perplexity::Perplexity),
     /// Measure speed and memory, and how much of this machine they take
@@ -79,15 +83,16 @@ enum Command {
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Serve(settings) => serve::run(&settings),
-        Command::CheckConfig(settings) => check_config::run(&settings),
+        Command::Serve(settings) => serve::run(settings),
+        Command::CheckConfig(check) => check_config::run(&check),
         Command::Ask(ask) => ask::run(&ask),
         Command::Status(status) => status::status(&status),
         Command::Top(top) => status::top(&top),
         Command::Doctor(doctor) => doctor::run(&doctor),
         Command::Inspect(inspect) => inspect::run(&inspect),
         Command::Pack(pack) => pack::run(&pack),
-        Command::Verify(verify) => pack::verify(&verify),
+        Command::Verify(verify) => pack::verify(&verify.file),
+        Command::Model(models) => models::run(&models),
         Command::Perplexity(perplexity) => perplexity::run(&perplexity),
         Command::Bench(bench) => bench::run(&bench),
         Command::Eval(eval) => eval::run(&eval),

@@ -1,6 +1,6 @@
 //! `emberd pack` and `emberd verify`: one file of a checkpoint.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,7 +26,7 @@ pub(super) struct Pack {
 pub(super) struct Verify {
     /// File that `emberd pack` wrote
     #[arg(value_name = "FILE")]
-    file: PathBuf,
+    pub(super) file: PathBuf,
 }
 
 pub(super) fn run(args: &Pack) -> Result<(), Error> {
@@ -39,11 +39,11 @@ pub(super) fn run(args: &Pack) -> Result<(), Error> {
     print(&format!("{}: {:.1} MB\n", args.to.display(), size.map_err(Error::failed)? as f64 / 1e6))
 }
 
-pub(super) fn verify(args: &Verify) -> Result<(), Error> {
+pub(super) fn verify(file: &Path) -> Result<(), Error> {
     let bar = bytes_bar();
-    let found = pack::verify(&args.file, &mut |done, total| advance(&bar, done, total));
+    let found = pack::verify(file, &mut |done, total| advance(&bar, done, total));
     bar.finish_and_clear();
-    print(&format!("{}: as it was written, SHA-256 {}\n", args.file.display(), found.map_err(Error::failed)?))
+    print(&format!("{}: as it was written, SHA-256 {}\n", file.display(), found.map_err(Error::failed)?))
 }
 
 /// Shows bytes on standard error when that is a terminal.

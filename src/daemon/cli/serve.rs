@@ -6,8 +6,9 @@ use super::super::serve::serve;
 use super::log::start_log;
 use super::settings::Settings;
 
-pub(super) fn run(settings: &Settings) -> Result<(), Error> {
+pub(super) fn run(settings: Settings) -> Result<(), Error> {
     let config = settings.load()?;
-    start_log(&config.log.level);
-    serve(config, load)
+    let log = start_log(&config.log.level);
+    let reread = move || settings.load().inspect(|config| log.set_level(&config.log.level));
+    serve(config, Box::new(reread), load)
 }

@@ -152,6 +152,8 @@ impl Door {
                     News::Lost(lost) => return End::Lost(lost),
                 },
                 () = inbox.notified() => {}
+                // Without an announcement the change is told with the first one.
+                Ok(()) = self.options.rules.changed(), if announced && farewell.is_none() => self.announce_info(),
                 _ = batch.tick(), if self.has_batch() => self.send_batches(link),
                 _ = second.tick(), if announced && farewell.is_none() => {
                     self.presence.tick(&self.options, &self.scheduler, link);
@@ -178,15 +180,21 @@ impl Door {
     }
 
     fn announce(&mut self) {
+        self.announce_info();
+        self.outbox.push(self.state("online"));
+    }
+
+    fn announce_info(&mut self) {
+        let mut info = self.options.info.clone();
+        info["presets"] = self.options.rules.borrow_and_update().presets.names().collect();
         let info = Entry {
             topic: self.options.topics.info(),
-            payload: self.options.info.to_string().into_bytes(),
+            payload: info.to_string().into_bytes(),
             retain: true,
             content_type: Some(Form::Json.content_type().into()),
             ..Entry::default()
         };
         self.outbox.push(info);
-        self.outbox.push(self.state("online"));
     }
 
     fn state(&self, word: &str) -> Entry {

@@ -36,7 +36,7 @@ use crate::scheduler::Scheduler;
 use crate::spool::Spool;
 
 pub use self::open::Envelope;
-pub use self::options::{Client, Options};
+pub use self::options::{Client, Options, Rules};
 pub use self::tls::{Tls, TlsError};
 
 /// Failures of the same kind are logged once in this time.

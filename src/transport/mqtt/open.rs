@@ -140,8 +140,9 @@ pub(super) fn request(
     digest: &[u8; 32],
     envelope: &Envelope,
 ) -> Result<(Request, WireRequest), InputError> {
-    let preset = envelope.preset.as_deref().or_else(|| options.client(&key.client)?.preset.as_deref());
-    let wire = WireRequest::parse_with(envelope.form, &envelope.payload, &options.presets, preset)?;
+    let preset = envelope.preset.clone().or_else(|| options.client(&key.client)?.preset);
+    let presets = options.rules.borrow().presets.clone();
+    let wire = WireRequest::parse_with(envelope.form, &envelope.payload, &presets, preset.as_deref())?;
     let seed = wire.sampling.seed.unwrap_or_else(|| {
         let hash = Sha256::new().chain_update(key.path()).chain_update(digest).finalize();
         hash.iter().take(8).fold(0, |seed, &byte| seed << 8 | u64::from(byte))

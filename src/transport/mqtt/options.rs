@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::watch;
 
 use super::super::preset::Presets;
 use super::super::wire::{Topics, WireRequest};
@@ -21,6 +22,15 @@ pub struct Client {
     pub packet_bytes: Option<usize>,
     /// Preset of requests that name none.
     pub preset: Option<String>,
+}
+
+/// What an operator says of clients and requests; it may change while the daemon runs.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// Presets by name.
+    pub presets: Presets,
+    /// Clients that are treated in their own way; the first one that fits counts.
+    pub clients: Vec<Client>,
 }
 
 /// Everything that the connection needs.
@@ -60,10 +70,8 @@ pub struct Options {
     pub events: bool,
     /// Pieces of an answer and its progress are collected for this long.
     pub batch: Duration,
-    /// Presets by name.
-    pub presets: Presets,
-    /// Clients that are treated in their own way; the first one that fits counts.
-    pub clients: Vec<Client>,
+    /// The rules that hold now.
+    pub rules: watch::Receiver<Rules>,
     /// Time between statistics.
     pub stats_every: Duration,
     /// Home Assistant's discovery prefix; `None` leaves it alone.
@@ -76,12 +84,12 @@ pub struct Options {
 
 impl Options {
     /// What is special about a client.
-    pub(super) fn client(&self, name: &str) -> Option<&Client> {
+    pub(super) fn client(&self, name: &str) -> Option<Client> {
         let fits = |pattern: &String| match pattern.strip_suffix('*') {
             Some(start) => name.starts_with(start),
             None => name == pattern,
         };
-        self.clients.iter().find(|client| client.names.iter().any(fits))
+        self.rules.borrow().clients.iter().find(|client| client.names.iter().any(fits)).cloned()
     }
 
     /// What a client hears beside the answer: a small device nothing.
