@@ -3,8 +3,10 @@
 mod common;
 
 use std::collections::HashMap;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 
 use common::broker::Broker;
 use common::peer::Peer;
@@ -261,11 +263,23 @@ fn statistics_and_home_assistant() {
     let broker = Broker::start();
     let _daemon = Daemon::start(&broker.settings("stats_s = 5"));
     let peer = Peer::connect(broker.port, "peer", "#");
-    let device = peer.json_on("homeassistant/device/emberd-n/config");
+    let topic = "homeassistant/device/emberd-n/config";
+    let device = peer.json_on(topic);
     let sensors: Vec<_> = device["components"].as_object().unwrap().values().collect();
     peer.wait_state("online");
     let stats = peer.json_on("emberd/n/stats");
     assert_eq!((&stats["requests"]["total"], &stats["last_error"]), (&0.into(), &"none".into()));
+    // For tests/home-assistant/check, which writes this file when Home Assistant's own code takes the message.
+    if let Some(dir) = std::env::var_os("EMBERD_DISCOVERY").map(PathBuf::from) {
+        fs::write(dir.join("topic"), topic).unwrap();
+        fs::write(dir.join("config.json"), format!("{device:#}\n")).unwrap();
+        fs::write(dir.join("stats.json"), stats.to_string()).unwrap();
+    }
+    let mut validated: Value = serde_json::from_str(include_str!("home-assistant/validated.json")).unwrap();
+    for part in ["device", "origin"] {
+        validated[part]["sw_version"] = env!("CARGO_PKG_VERSION").into();
+    }
+    assert_eq!(device, validated, "not what was validated: run tests/home-assistant/check");
     for sensor in &sensors {
         // Every template reads something that is there.
         let Some(template) = sensor["value_template"].as_str() else { continue };
