@@ -3,7 +3,8 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpStream;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -366,6 +367,9 @@ fn a_broker_that_is_killed_frozen_or_wiped_costs_no_acknowledged_request() {
                 nix::sys::signal::kill(broker, Signal::SIGSTOP).unwrap();
                 daemon.release();
                 wait_for("the daemon to notice", || daemon.log().contains("no connection to the MQTT").then_some(()));
+                // EMBERD_FREEZE_S=60 for a long one.
+                let more = std::env::var("EMBERD_FREEZE_S").map_or(0, |text| text.parse().unwrap());
+                std::thread::sleep(Duration::from_secs(more));
                 nix::sys::signal::kill(broker, Signal::SIGCONT).unwrap();
             }
             // Another client takes the daemon's id over, once.
@@ -385,6 +389,66 @@ fn a_broker_that_is_killed_frozen_or_wiped_costs_no_acknowledged_request() {
         assert_eq!(starts(&daemon.journal(), &format!("{id} @hold")), 1);
     }
     assert!(TcpStream::connect(("127.0.0.1", broker.port)).is_ok());
+}
+
+/// mosquitto acknowledges what its full queue drops; the client asks again, and what had arrived is not run again.
+#[test]
+fn what_the_broker_drops_of_a_full_queue_is_answered_when_it_is_asked_again() {
+    const ASKED: usize = 60;
+    let broker = Broker::start_at(common::broker::free_port(), "max_queued_messages 10");
+    let settings = broker.settings("[queue]\ndepth = 200");
+    let mut client = Peer::connect(broker.port);
+    let daemon = Daemon::start_in(tempfile::tempdir().unwrap(), &settings, &[]);
+    client.wait_online();
+    let dir = daemon.kill();
+    let before = client.acknowledged;
+    (0..ASKED).for_each(|id| client.ask(&id.to_string(), &format!("p{id}")));
+    assert!(client.run(PATIENCE, |client| client.acknowledged == before + ASKED), "acknowledged, also what is dropped");
+    let daemon = Daemon::start_in(dir, &settings, &[]);
+    assert!(client.run(PATIENCE, |client| !client.answers.is_empty() && daemon.idle()));
+    let kept = client.answers.len();
+    assert!(kept < ASKED, "nothing was dropped");
+    let until = Instant::now() + PATIENCE;
+    while client.answers.len() < ASKED {
+        assert!(Instant::now() < until, "{} of {ASKED} answered", client.answers.len());
+        let missing: Vec<usize> = (0..ASKED).filter(|id| client.answered(&id.to_string()) == 0).take(8).collect();
+        missing.iter().for_each(|id| client.ask(&id.to_string(), &format!("p{id}")));
+        client.run(Duration::from_secs(1), |client| missing.iter().all(|id| client.answered(&id.to_string()) > 0));
+    }
+    let journal = daemon.journal();
+    for id in 0..ASKED {
+        assert!(client.answers[&id.to_string()].iter().all(|text| *text == format!("You said: p{id}")), "{id}");
+        assert_eq!(starts(&journal, &format!("p{id}")), 1, "{id}");
+    }
+}
+
+/// What a take-over looks like where the broker does not say why: the connection is accepted and closed, again and again.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "it waits for pauses and says nothing of the processor")]
+fn a_connection_that_is_closed_without_a_reason_is_no_tight_loop() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let settings = format!("[mqtt]\nenabled = true\nhost = \"127.0.0.1\"\nport = {port}\nnode = \"n\"\n");
+    let daemon = Daemon::start_in(tempfile::tempdir().unwrap(), &settings, &[]);
+    let mut closed: Option<Instant> = None;
+    for attempt in 0..5 {
+        let (mut stream, _) = listener.accept().unwrap();
+        // Half a second at first, twice as long each time, with jitter half of that.
+        if let (Some(closed), 1..) = (closed, attempt) {
+            let least = Duration::from_millis(250 << (attempt - 1));
+            assert!(closed.elapsed() >= least, "attempt {attempt} after {:?}", closed.elapsed());
+        }
+        let mut buffer = [0; 4096];
+        assert!(stream.read(&mut buffer).unwrap() > 0);
+        stream.write_all(&[0x20, 3, 0, 0, 0]).unwrap();
+        assert!(stream.read(&mut buffer).unwrap() > 0);
+        stream.write_all(&[0x90, 6, 0, 1, 0, 1, 1, 1]).unwrap();
+        // It is up: it says so.
+        assert!(stream.read(&mut buffer).unwrap() > 0);
+        closed = Some(Instant::now());
+    }
+    assert_eq!(daemon.log().matches("connected to the MQTT broker").count(), 5);
+    assert!(!daemon.log().contains("another client uses this client id"));
 }
 
 /// Cuts in the middle of a packet, each way, and a line that goes dead without a word, all with latency.

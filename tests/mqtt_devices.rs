@@ -330,6 +330,29 @@ fn home_assistant_can_be_left_alone() {
 }
 
 #[test]
+fn a_broker_that_takes_only_small_packets_is_sent_none_that_are_larger() {
+    let broker = Broker::start_at(common::broker::free_port(), "max_packet_size 400");
+    let more = "[[mqtt.clients]]\nnames = [\"small\"]\npacket_bytes = 512\n";
+    let daemon = Daemon::start(&broker.settings(more));
+    let peer = Peer::connect(broker.port, "peer", "emberd/n/#");
+    peer.wait_state("online");
+    for round in 0..3 {
+        // Its answer does not fit, whole or in pieces of 512 bytes, and its client is told.
+        peer.send(&format!("emberd/n/req/peer/l{round}"), r#"{"prompt":"@long"}"#);
+        assert_eq!(peer.json_on(&format!("emberd/n/res/peer/l{round}"))["error"]["code"], "too_large");
+        peer.send(&format!("emberd/n/req/small/l{round}"), "@long");
+        let piece = peer.text_on(&format!("emberd/n/res/small/l{round}"));
+        assert!(piece.starts_with("1!too_large: "), "{piece}");
+        // What fits goes out as ever.
+        peer.send(&format!("emberd/n/req/peer/s{round}"), "hi");
+        assert_eq!(peer.text_on(&format!("emberd/n/res/peer/s{round}")), "You said: hi");
+    }
+    let log = daemon.log();
+    assert_eq!(log.matches("connected to the MQTT broker").count(), 1, "the connection held");
+    assert!(log.contains("larger than the MQTT broker accepts") && !log.contains("no connection"), "{log}");
+}
+
+#[test]
 fn hostile_requests_get_one_error_each_and_hold_nobody_up() {
     let broker = Broker::start();
     let daemon = Daemon::start(&broker.settings("max_packet_bytes = 200000\nevents = false\n[queue]\ndepth = 200"));
