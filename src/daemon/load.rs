@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::calibrate;
 use super::config::{Config, Kv};
@@ -12,11 +13,12 @@ use crate::engine::kv_cache::KvKind;
 use crate::engine::runner::Options;
 use crate::engine::stream::Delta;
 use crate::engine::template::{ChatRequest, TemplateError};
+use crate::engine::tokenizer::Tokenizer;
 use crate::governor::policy::Need;
 use crate::governor::sensors::{self, Sensors};
 use crate::governor::{Admission, Decision, Handle, Phase, Speeds, Work};
 use crate::scheduler::backend::{
-    Backend, Format, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step,
+    Backend, Format, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step, Vocabulary,
 };
 
 /// Memory that the kernel and its services take of a small machine, and what a control group needs besides the model.
@@ -79,6 +81,7 @@ pub(super) fn load(config: &Config, governor: &Handle) -> Result<Box<dyn Backend
             Kv::Int8 => "int8".into(),
             Kv::F32 => "f32".into(),
         },
+        vocabulary: Arc::new(Words { tokenizer: Arc::clone(engine.tokenizer()), begin: runner.config().bos }),
     };
     let budget = (config.cache.memory_mb << 20) as usize;
     engine.limit_prefixes(budget);
@@ -154,6 +157,29 @@ fn key(engine: &Engine, path: &Path, threads: usize) -> String {
     let bytes = runner.summary().weights_per_token;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     format!("{board}, {threads} threads, {}: {name}, {bytes} bytes a token", runner.compute().kernels.name())
+}
+
+/// The tokenizer, for those outside of the engine's thread.
+struct Words {
+    tokenizer: Arc<Tokenizer>,
+    /// What every text begins with.
+    begin: Option<u32>,
+}
+
+impl Vocabulary for Words {
+    fn encode(&self, text: &str, begin: bool, controls: bool) -> Vec<u32> {
+        let ids = match controls {
+            true => self.tokenizer.encode_prompt(&self.tokenizer.split_controls(text)),
+            false => self.tokenizer.encode_text(text),
+        };
+        self.begin.filter(|_| begin).into_iter().chain(ids).collect()
+    }
+
+    fn bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let known = (id as usize) < self.tokenizer.vocab_size();
+        let control = self.tokenizer.control_name(id).map(|name| name.as_bytes().to_vec());
+        known.then(|| control.unwrap_or_else(|| self.tokenizer.token_bytes(id).to_vec()))
+    }
 }
 
 struct Loaded {

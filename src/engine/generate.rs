@@ -161,7 +161,7 @@ impl Engine {
     }
 
     /// The vocabulary.
-    pub fn tokenizer(&self) -> &Tokenizer {
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
     }
 

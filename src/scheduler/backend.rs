@@ -3,6 +3,7 @@
 //! The scheduler knows nothing of tensors; whoever owns a model implements [`Backend`] for it.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ pub use crate::engine::grammar::Format;
 pub use crate::engine::tools::Call;
 
 /// Facts about the loaded model, for `/v1/models`, the retained MQTT `info` and the logs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct ModelInfo {
     /// Name under which the model is offered.
     pub name: String,
@@ -25,6 +26,18 @@ pub struct ModelInfo {
     pub threads: usize,
     /// Form of the KV cache: `int8` or `f32`.
     pub kv: String,
+    /// Its tokens, shared with the engine.
+    pub vocabulary: Arc<dyn Vocabulary>,
+}
+
+/// Text as the model's tokens, for who counts them or looks at them.
+pub trait Vocabulary: Send + Sync {
+    /// Ids of `text`, after what every text begins with when `begin`. Control tokens that are spelled in it are found when
+    /// `controls`, else they are ordinary text, as in a request.
+    fn encode(&self, text: &str, begin: bool, controls: bool) -> Vec<u32>;
+
+    /// What `id` is in a text, a control token's spelling included; `None` when there is no such token.
+    fn bytes(&self, id: u32) -> Option<Vec<u8>>;
 }
 
 /// What a prompt consists of, before it is tokens.

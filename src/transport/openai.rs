@@ -258,9 +258,9 @@ pub fn failure(failure: &Failure) -> (u16, Value) {
         Code::BadRequest | Code::DuplicateMismatch => (400, failure.code.name()),
         // The name that OpenAI's clients know.
         Code::TooLarge => (400, "context_length_exceeded"),
-        Code::Busy | Code::ShuttingDown | Code::Cancelled | Code::Overheated | Code::LowMemory => {
-            (503, failure.code.name())
-        }
+        // As a 5xx it would be asked again by OpenAI's clients.
+        Code::Cancelled => (499, failure.code.name()),
+        Code::Busy | Code::ShuttingDown | Code::Overheated | Code::LowMemory => (503, failure.code.name()),
         Code::Expired => (504, failure.code.name()),
         Code::Internal => (500, failure.code.name()),
     };

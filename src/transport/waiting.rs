@@ -1,7 +1,7 @@
 //! Waiting for answers, and for the end.
 
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use crate::scheduler::{Failure, Request, Scheduler, Ticket, Update};
 
 /// A ticket that can be awaited.
 pub(super) struct Waiting {
-    ticket: Ticket,
+    ticket: Arc<Ticket>,
     waker: Arc<Mutex<Option<Waker>>>,
 }
 
@@ -25,7 +25,12 @@ impl Waiting {
                 waker.wake();
             }
         });
-        Ok(Waiting { ticket: scheduler.submit(request, wake)?, waker })
+        Ok(Waiting { ticket: Arc::new(scheduler.submit(request, wake)?), waker })
+    }
+
+    /// For who takes the request back without waiting for its answer.
+    pub(super) fn ticket(&self) -> Weak<Ticket> {
+        Arc::downgrade(&self.ticket)
     }
 
     /// What is new; else the context's task is woken when something is.

@@ -15,12 +15,12 @@ use std::ops::ControlFlow;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use emberd::daemon::config::{self, Config, Sources};
 use emberd::scheduler::backend::{
-    Backend, Call, Finish, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step,
+    Backend, Call, Finish, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step, Vocabulary,
 };
 
 /// Generous: the tests also run under emulation, several at a time.
@@ -64,6 +64,7 @@ impl Fake {
                 kernels: "fake".into(),
                 threads: 1,
                 kv: "int8".into(),
+                vocabulary: Arc::new(Characters),
             },
             journal: model.path.clone(),
         }
@@ -79,6 +80,19 @@ impl Fake {
 
     fn released(&self) -> bool {
         self.journal.with_file_name("release").exists()
+    }
+}
+
+/// One token per character; U+10FFFF begins a text.
+struct Characters;
+
+impl Vocabulary for Characters {
+    fn encode(&self, text: &str, begin: bool, _controls: bool) -> Vec<u32> {
+        begin.then_some(char::MAX).into_iter().chain(text.chars()).map(u32::from).collect()
+    }
+
+    fn bytes(&self, id: u32) -> Option<Vec<u8>> {
+        char::from_u32(id).map(|character| character.to_string().into_bytes())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod ask;
 mod bench;
+mod cancel;
 mod check_config;
 mod client;
 mod debug;
@@ -47,6 +48,8 @@ enum Command {
     CheckConfig(check_config::CheckConfig),
     /// Ask the running daemon and print its answer as it comes
     Ask(ask::Ask),
+    /// Take a request back that waits or runs
+    Cancel(cancel::Cancel),
     /// Show the running daemon's temperature, threads, queue and speed
     Status(status::Status),
     /// Show them again and again; one plain line each, into a pipe
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Serve(settings) => serve::run(settings),
         Command::CheckConfig(check) => check_config::run(&check),
         Command::Ask(ask) => ask::run(&ask),
+        Command::Cancel(cancel) => cancel::run(&cancel),
         Command::Status(status) => status::status(&status),
         Command::Top(top) => status::top(&top),
         Command::Doctor(doctor) => doctor::run(&doctor),

@@ -1,12 +1,22 @@
 //! HTTP/1.1 over a Unix socket.
 //!
-//! `listen` owns the file, `http` the routes, `body` the answers that are sent while they are made, `report` what
-//! is told of the daemon itself.
+//! ```text
+//! listen   the socket's file                 service   what all routes need
+//! http     the routes                        refusal   errors
+//! answers  completions                       body      answers that are sent while they are made
+//! tokens   text to tokens and back           open      taking requests back
+//! report   what is told of the daemon itself
+//! ```
 
+mod answers;
 mod body;
 mod http;
 mod listen;
+mod open;
+mod refusal;
 mod report;
+mod service;
+mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +30,8 @@ use tracing::{debug, warn};
 
 use super::waiting::stopped;
 
-pub use http::{Limits, Service};
 pub use listen::{BindError, Listener};
+pub use service::{Limits, Service};
 
 /// Connections beyond the limit that are told so; those beyond these wait in the kernel's backlog.
 const REFUSALS: usize = 8;

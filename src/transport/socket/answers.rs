@@ -1,0 +1,128 @@
+//! The routes that give answers of the model.
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Extension, Query, Request as HttpRequest, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value};
+
+use super::super::fields::{Fields, conversation};
+use super::super::openai::{ChatRequest, Envelope, Kind};
+use super::super::waiting::Waiting;
+use super::body::{AnswerBody, Events, Plain};
+use super::open::Name;
+use super::refusal::{Refusal, json_response};
+use super::service::{Service, unix_time};
+use crate::scheduler::backend::{Input, InputError};
+use crate::scheduler::{Failure, Update};
+
+/// `POST /v1/chat/completions`.
+pub(super) async fn chat(
+    State(service): State<Service>,
+    Extension(name): Extension<Name>,
+    request: HttpRequest,
+) -> Result<Response, Refusal> {
+    let chat = ChatRequest::parse(&service.body(request).await?)?;
+    answer(&service, &name, chat, Kind::Chat).await
+}
+
+/// `POST /v1/completions`.
+pub(super) async fn completion(
+    State(service): State<Service>,
+    Extension(name): Extension<Name>,
+    request: HttpRequest,
+) -> Result<Response, Refusal> {
+    let text = ChatRequest::parse_text(&service.body(request).await?)?;
+    answer(&service, &name, text, Kind::Text).await
+}
+
+async fn answer(service: &Service, name: &Name, chat: ChatRequest, kind: Kind) -> Result<Response, Refusal> {
+    let waiting = service.submit(name, chat.input, chat.sampling)?;
+    let id = format!("{}-{}", if kind == Kind::Chat { "chatcmpl" } else { "cmpl" }, name.id);
+    let envelope = Envelope { kind, id, created: unix_time(), model: service.model().name.clone() };
+    if chat.stream {
+        let first = first_update(&waiting).await?;
+        let form = Events { envelope, include_usage: chat.include_usage, role_sent: false, calls: 0 };
+        let body = Body::new(AnswerBody::new(waiting, first, form));
+        let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+        return Ok((headers, body).into_response());
+    }
+    // When the client hangs up, hyper drops this future and with it the request.
+    loop {
+        if let Some(result) = waiting.next().await.ended {
+            return Ok(json_response(200, &envelope.completion(&result?)));
+        }
+    }
+}
+
+/// Text in, text out. The query takes `system`, `raw=true` and the sampling fields of the chat API.
+pub(super) async fn prompt(
+    State(service): State<Service>,
+    Extension(name): Extension<Name>,
+    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    request: HttpRequest,
+) -> Result<Response, Refusal> {
+    let Query(query) = query.map_err(|error| InputError { message: format!("query: {error}"), param: None })?;
+    let mut fields = query_fields(query)?;
+    let raw = fields.flag("raw")?.unwrap_or(false);
+    let system = fields.text("system")?;
+    let sampling = fields.sampling()?;
+    let body = service.body(request).await?;
+    let text = std::str::from_utf8(&body)
+        .map_err(|error| InputError { message: format!("the body is not UTF-8: {error}"), param: None })?;
+    if text.trim().is_empty() {
+        return Err(InputError { message: "the body is empty; expected a prompt".into(), param: None }.into());
+    }
+    let input = match (raw, system) {
+        (true, Some(_)) => return Err(InputError::new("system", "system: not together with raw=true").into()),
+        (true, None) => Input::Raw(text.to_owned()),
+        (false, system) => conversation(system.as_deref(), text, false),
+    };
+    let waiting = service.submit(&name, input, sampling)?;
+    let first = first_update(&waiting).await?;
+    let body = Body::new(AnswerBody::new(waiting, first, Plain));
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+}
+
+/// Waits until the status line can be written: the request runs, has failed, or has to queue. Only what fails after
+/// having queued must be told in the body.
+async fn first_update(waiting: &Waiting) -> Result<Update, Failure> {
+    let update = waiting.next().await;
+    match update.ended {
+        Some(Err(failure)) => Err(failure),
+        _ => Ok(update),
+    }
+}
+
+/// Query parameters as the fields of a JSON object: what reads as JSON number or boolean is one, the rest is text.
+fn query_fields(query: Vec<(String, String)>) -> Result<Fields, InputError> {
+    let mut map = Map::new();
+    for (name, text) in query {
+        let value = match serde_json::from_str::<Value>(&text) {
+            Ok(value @ (Value::Number(_) | Value::Bool(_))) if name != "system" && name != "stop" => value,
+            _ => Value::String(text),
+        };
+        if map.insert(name.clone(), value).is_some() {
+            return Err(InputError::new(&name, format!("{name}: given twice")));
+        }
+    }
+    Ok(Fields::from(map))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn query_parameters_are_fields() {
+        let query = [("temperature", "0.5"), ("seed", "7"), ("system", "42"), ("raw", "false"), ("stop", "1")];
+        let mut fields = query_fields(query.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec()).unwrap();
+        let sampling = fields.sampling().unwrap();
+        assert_eq!((sampling.temperature, sampling.seed, sampling.stop), (Some(0.5), Some(7), vec!["1".to_owned()]));
+        assert_eq!(fields.text("system").unwrap().as_deref(), Some("42"));
+        assert_eq!(fields.flag("raw").unwrap(), Some(false));
+        let twice = [("seed", "7"), ("seed", "8")].map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec();
+        assert_eq!(query_fields(twice).unwrap_err().param.as_deref(), Some("seed"));
+    }
+}
