@@ -198,8 +198,9 @@ fn check_config_prints_what_takes_effect() {
 
 #[test]
 fn configuration_errors_name_layer_key_and_range() {
+    let twice = "[[prefix]]\nname = \"a\"\nsystem = \"x\"\n[[prefix]]\nname = \"a\"\nsystem = \"y\"\n";
     type Environment<'a> = &'a [(&'a str, &'a str)];
-    let cases: [(&str, Environment<'_>, &[&str]); 24] = [
+    let cases: [(&str, Environment<'_>, &[&str]); 29] = [
         ("[mqtt]\nhots = \"x\"\n", &[], &["config.toml", "hots"]),
         ("[metrics]\n", &[], &["config.toml", "metrics"]),
         ("[model\n", &[], &["config.toml"]),
@@ -224,6 +225,11 @@ fn configuration_errors_name_layer_key_and_range() {
         ("[[mqtt.clients]]\nnames = [\"a/b\"]\n", &[], &["mqtt.clients[0].names", "a/b"]),
         ("[[mqtt.clients]]\nnames = [\"a\"]\npacket_bytes = 8\n", &[], &["mqtt.clients[0].packet_bytes", "64 to"]),
         ("[mqtt]\npassword_file = \"/does/not/exist\"\n", &[], &["mqtt.username"]),
+        ("[[prefix]]\nname = \"a\"\n", &[], &["prefix[0].system", "tools_file"]),
+        ("[[prefix]]\nname = \"../a\"\nsystem = \"x\"\n", &[], &["prefix[0].name", "../a"]),
+        ("[[prefix]]\nname = \"a\"\nsystem = \"x\"\nsystem_file = \"y\"\n", &[], &["prefix[0].system_file"]),
+        ("[[prefix]]\nname = \"a\"\nsystem = \"x\"\ntool_file = \"y\"\n", &[], &["tool_file"]),
+        (twice, &[], &["prefix[1].name", "of no other"]),
     ];
     for (file, environment, words) in cases {
         let output = check_config(file, environment, &[]);
@@ -314,11 +320,11 @@ fn the_example_configuration_is_right_and_shows_the_built_in_values() {
     shown.governor.speeds_file = None;
     shown.mqtt.tls = false;
     (shown.mqtt.port, shown.mqtt.ca_file, shown.mqtt.cert_file, shown.mqtt.key_file) = Default::default();
-    (shown.mqtt.share, shown.mqtt.clients, shown.mqtt.presets) = Default::default();
+    (shown.mqtt.share, shown.mqtt.clients, shown.mqtt.presets, shown.prefix) = Default::default();
     (shown.mqtt.client_id, shown.mqtt.username, shown.mqtt.password_file, shown.mqtt.node) = Default::default();
     assert_eq!(shown, Config::default());
     let keys = |text: &str| text.lines().filter(|line| line.contains(" = ") && !line.starts_with("# ")).count();
-    assert_eq!(keys(&uncommented), keys(&Config::default().to_toml()) + 17, "a key is missing in the example");
+    assert_eq!(keys(&uncommented), keys(&Config::default().to_toml()) + 21, "a key is missing in the example");
 }
 
 #[test]

@@ -37,23 +37,32 @@ fn reference(example: &str) -> String {
     let built_in = Config::default().to_toml();
     let live: Vec<String> = LIVE.iter().map(|key| format!("`{key}`")).collect();
     let mut out = format!("{HEAD}{}.\n", live.join(", "));
-    let (mut section, mut meaning) = (String::new(), String::new());
+    let (mut section, mut meaning, mut few) = (String::new(), String::new(), false);
     for line in example.lines() {
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             section = name.to_owned();
+            few = false;
             meaning.clear();
             let _ = writeln!(out, "\n## `[{name}]`\n\n| key | built in | accepted | |\n|---|---|---|---|");
+        } else if let Some(name) = line.strip_prefix('#').filter(|rest| rest.starts_with('[')) {
+            section = name.trim_matches(['[', ']']).to_owned();
+            let _ = writeln!(out, "\n## `{name}`\n\n{meaning}\n\n| key | such as | |\n|---|---|---|");
+            (few, meaning) = (true, String::new());
         } else if let Some(words) = line.strip_prefix("# ") {
             let _ = write!(meaning, "{}{words}", if meaning.is_empty() { "" } else { " " });
         } else if let Some((key, value)) = line.strip_prefix('#').and_then(|rest| rest.split_once(" = ")) {
+            let meaning = std::mem::take(&mut meaning).replace('|', "\\|");
+            if few {
+                let _ = writeln!(out, "| `{key}` | `{value}` | {meaning} |");
+                continue;
+            }
             // A value that is not in the built-in configuration is an example.
             let known = built_in.split(&format!("[{section}]")).nth(1).is_some_and(|rest| {
                 rest.lines().take_while(|l| !l.starts_with('[')).any(|l| l.starts_with(&format!("{key} = ")))
             });
             let shown = if known { format!("`{value}`") } else { format!("absent; such as `{value}`") };
             let range = accepted(Box::leak(format!("{section}.{key}").into_boxed_str())).unwrap_or_default();
-            let _ = writeln!(out, "| `{key}` | {shown} | {range} | {} |", meaning.replace('|', "\\|"));
-            meaning.clear();
+            let _ = writeln!(out, "| `{key}` | {shown} | {range} | {meaning} |");
         } else if line.is_empty() {
             meaning.clear();
         }

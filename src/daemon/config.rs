@@ -4,6 +4,7 @@
 mod cache;
 mod governor;
 mod mqtt;
+mod prefix;
 mod spool;
 mod values;
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::cache::Cache;
 pub use self::governor::Governor;
 pub use self::mqtt::{Client as MqttClient, Mqtt};
+pub use self::prefix::Prefix;
 pub use self::spool::Spool;
 pub use self::values::ConfigError;
 use self::values::{demand, range, some_text, text};
@@ -48,6 +50,9 @@ pub struct Config {
     pub cache: Cache,
     /// The log.
     pub log: Log,
+    /// Beginnings of prompts that are kept on disk.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prefix: Vec<Prefix>,
 }
 
 /// Form of the KV cache.
@@ -232,6 +237,7 @@ impl Config {
         self.spool.check()?;
         self.governor.check()?;
         self.cache.check()?;
+        prefix::check(&self.prefix)?;
         let octal = self.socket.mode_bits().is_some();
         demand("socket.mode", octal, || "an octal mode such as \"0660\"".into(), &c.socket.mode)?;
         let level = tracing_subscriber::EnvFilter::try_new(&c.log.level);

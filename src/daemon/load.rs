@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::calibrate;
 use super::config::{Config, Kv};
 use super::pace::Pace;
+use super::prefixes;
 use crate::engine::checkpoint::summary::Summary;
 use crate::engine::generate::{Engine, GenerateError as EngineError, Progress, Wanted};
 use crate::engine::kv_cache::KvKind;
@@ -16,7 +17,7 @@ use crate::engine::template::{ChatRequest, TemplateError};
 use crate::engine::tokenizer::Tokenizer;
 use crate::governor::policy::Need;
 use crate::governor::sensors::{self, Sensors};
-use crate::governor::{Admission, Decision, Handle, Phase, Speeds, Work};
+use crate::governor::{Admission, Decision, Handle, Level, Phase, Speeds, Work};
 use crate::scheduler::backend::{
     Backend, Format, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step, Vocabulary,
 };
@@ -85,6 +86,7 @@ pub(super) fn load(config: &Config, governor: &Handle) -> Result<Box<dyn Backend
     };
     let budget = (config.cache.memory_mb << 20) as usize;
     engine.limit_prefixes(budget);
+    prefixes::pin(&mut engine, config)?;
     let (governor, keep) = (governor.clone(), file.map(|file| (file, key)));
     Ok(Box::new(Loaded { engine, info, pace, governor, budget, keep }))
 }
@@ -221,6 +223,24 @@ impl Loaded {
     }
 }
 
+impl Loaded {
+    /// Computes a batch of a pinned beginning that is not on disk yet: a request that comes meanwhile waits for no more than that.
+    /// Done only while heat and memory leave room.
+    fn prepare(&mut self) {
+        let Some(bytes) = self.engine.unprepared() else { return };
+        let decision = self.governor.decision();
+        let well = decision.level == Level::Nominal && matches!(decision.admission, Admission::Open);
+        // In its place, and once more while it is written and kept.
+        if !well || decision.cache_bytes < 2 * bytes as u64 {
+            return;
+        }
+        self.pace.begin();
+        let ran = self.engine.prepare();
+        let _ = self.pace.done(Phase::Prefill, ran, &mut || ControlFlow::Break(()));
+        self.governor.running(false, self.engine.cache_bytes());
+    }
+}
+
 impl Backend for Loaded {
     fn info(&self) -> &ModelInfo {
         &self.info
@@ -242,6 +262,7 @@ impl Backend for Loaded {
 
     fn idle(&mut self) {
         self.limit_cache();
+        self.prepare();
     }
 
     fn generate(

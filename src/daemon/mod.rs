@@ -8,6 +8,7 @@ mod error;
 mod load;
 mod models;
 mod pace;
+mod prefixes;
 pub mod reload;
 mod serve;
 mod systemd;

@@ -59,6 +59,7 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
     let sections = b.as_object().into_iter().flatten();
     let keys = sections.flat_map(|(section, table)| {
         let old = &a[section];
+        let lists = (old.is_array() || table.is_array()) && old != table;
         let mut names: Vec<&String> =
             [table, old].into_iter().filter_map(Value::as_object).flat_map(|t| t.keys()).collect();
         names.sort_unstable();
@@ -67,6 +68,7 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
             .into_iter()
             .filter(move |name| old.get(name) != table.get(name))
             .map(move |name| format!("{section}.{name}"))
+            .chain(lists.then(|| section.clone()))
     });
     let mut keys: Vec<String> = keys.collect();
     keys.sort_unstable();

@@ -9,7 +9,8 @@ use crate::engine::checkpoint::source::Source;
 use crate::engine::grammar::{Constraint, Format, GrammarError, Grammars};
 use crate::engine::kv_cache::REACH;
 use crate::engine::pack::{self, PackError};
-use crate::engine::prefix::Prefixes;
+use crate::engine::pinned::{self, Pinned};
+use crate::engine::prefix::{self, Prefixes};
 use crate::engine::runner::{LoadError, Options, RunError, Runner};
 use crate::engine::sampler::{Sampler, SamplingParams};
 use crate::engine::stream::{Delta, StopError, TextStream};
@@ -114,6 +115,9 @@ pub struct Outcome {
 pub struct Engine {
     runner: Runner,
     prefixes: Prefixes,
+    pinned: Option<Pinned>,
+    /// Which model it is, for what is kept of it in files.
+    identity: [u8; 32],
     tokenizer: Arc<Tokenizer>,
     /// Made by the first request that wants a form.
     grammars: Option<Grammars>,
@@ -137,7 +141,8 @@ impl Engine {
             return Err(EngineError::NoEnd { dir: path.to_path_buf() });
         }
         let (tokenizer, prefixes) = (Arc::new(tokenizer), Prefixes::default());
-        Ok(Engine { runner, prefixes, tokenizer, grammars: None, template, defaults })
+        let identity = pinned::identity(&source).map_err(LoadError::from)?;
+        Ok(Engine { runner, prefixes, pinned: None, identity, tokenizer, grammars: None, template, defaults })
     }
 
     /// What runs the model.
@@ -158,6 +163,61 @@ impl Engine {
     /// Bytes of memory that keys and values take, those of the latest request and those that are kept of earlier ones.
     pub fn cache_bytes(&self) -> usize {
         self.runner.kv_bytes() + self.prefixes.bytes()
+    }
+
+    /// Keeps these beginnings of prompts in files of the directory `dir`, of at most `bytes` together; those that are there already
+    /// are of use at once, the others once [`Engine::prepare`] has computed them. Files of others are removed.
+    pub fn pin(&mut self, dir: &Path, bytes: u64, pins: Vec<(String, Vec<u32>)>) {
+        let mut pinned = Pinned::new(dir, self.identity, self.runner.kv(), bytes);
+        pins.into_iter().for_each(|(name, tokens)| pinned.add(&name, tokens));
+        pinned.tidy();
+        self.pinned = Some(pinned);
+    }
+
+    /// Bytes of memory that the next pinned beginning takes while it is computed; `None` when all are there.
+    pub fn unprepared(&self) -> Option<usize> {
+        let tokens = self.pinned.as_ref()?.missing()?;
+        Some(self.runner.empty_cache().stored_bytes(tokens.len()))
+    }
+
+    /// Runs one batch of a pinned beginning that is not there yet, and writes it once it is complete. Returns how many tokens ran.
+    pub fn prepare(&mut self) -> usize {
+        let Some(tokens) = self.pinned.as_ref().and_then(Pinned::missing) else { return 0 };
+        // The last token of a prompt is never known, and here all are wanted.
+        let prompt: Vec<u32> = tokens.iter().copied().chain([0]).collect();
+        let all = &prompt[..tokens.len()];
+        if self.runner.accepts(&prompt).is_err() {
+            self.pinned = None;
+            return 0;
+        }
+        let known = self.prefixes.begin(self.runner.state_mut(), &prompt).cached;
+        let done = if known < all.len() { self.runner.batch(all, known) } else { known };
+        if done == all.len() {
+            self.prefixes.keep(self.runner.state(), true);
+            if let Some(pinned) = &mut self.pinned {
+                pinned.store(self.runner.state());
+            }
+        }
+        done - known
+    }
+
+    /// The tokens with which every conversation begins that has the instructions and tools of `request`, which has no other messages.
+    ///
+    /// # Errors
+    ///
+    /// The template refuses it.
+    pub fn beginning(&self, request: &ChatRequest) -> Result<Vec<u32>, TemplateError> {
+        let with = |text: &str| {
+            let mut request = request.clone();
+            request.messages.push(serde_json::json!({"role": "user", "content": text}));
+            self.encode_chat(&request)
+        };
+        let (mut one, other) = (with("a")?, with("1")?);
+        one.truncate(prefix::common(&one, &other));
+        // What follows a control token is another word, whatever it begins with.
+        let end = one.iter().rposition(|token| self.tokenizer.is_control(*token)).map_or(0, |at| at + 1);
+        one.truncate(end);
+        Ok(one)
     }
 
     /// The vocabulary.
@@ -212,6 +272,7 @@ impl Engine {
         let mut constraint = wanted.format.map(|format| self.constraint(format)).transpose()?;
         let mut sampler = Sampler::new(sampling, prompt);
         self.runner.accepts(prompt)?;
+        self.fetch(prompt);
         let start = self.prefixes.begin(self.runner.state_mut(), prompt);
         let mut outcome = Outcome {
             finish: Finish::Cancelled,
@@ -280,6 +341,15 @@ impl Engine {
             outcome.finish = Finish::Cancelled;
         }
         Ok(outcome)
+    }
+
+    /// Takes from disk what is pinned of `prompt`, where that is more than memory has.
+    fn fetch(&mut self, prompt: &[u32]) {
+        let Some(pinned) = &mut self.pinned else { return };
+        let known = self.prefixes.covers(self.runner.state(), prompt);
+        if let Some(state) = pinned.find(prompt, known, || self.runner.empty_cache()) {
+            self.prefixes.replace(self.runner.state_mut(), state);
+        }
     }
 
     /// Runs what is missing of `prompt`, and keeps what others may begin with. Whether it came to the end.

@@ -7,6 +7,7 @@
 //! A cache can be cut: full layers keep all rows, and a ring still has those of the window before a position as long as no
 //! more than [`REACH`] positions behind it have been written, whatever was cut off in between.
 
+use std::io::{self, Write};
 use std::ops::Range;
 
 use crate::engine::checkpoint::config::{Config, Kind};
@@ -71,6 +72,18 @@ impl<T: Copy + Default> Rows<T> {
             self.data.resize(from.data.len(), T::default());
         }
         self.data[..from.data.len()].copy_from_slice(&from.data);
+    }
+
+    /// The first of the rows that a position after `positions` needs.
+    fn needed(&self, positions: usize) -> usize {
+        // A ring holds a window and a batch, less one.
+        self.ring.map_or(0, |capacity| positions.saturating_sub(capacity - MAX_BATCH))
+    }
+
+    /// Takes rows from the head of `values`, one for each position that is needed after `positions`.
+    fn take(&mut self, positions: usize, values: &mut impl Iterator<Item = T>) {
+        let dim = self.dim;
+        (self.needed(positions)..positions).for_each(|position| self.put(position, values.take(dim)));
     }
 
     /// The rows of `positions`, oldest first, in at most two runs.
@@ -219,6 +232,59 @@ impl KvCache {
             }
         }
         (self.len, self.written) = (copy.len, copy.written);
+    }
+
+    /// Bytes that [`KvCache::store`] writes for `positions` positions.
+    pub fn stored_bytes(&self, positions: usize) -> usize {
+        let values = |dim: usize, needed: usize| 2 * dim * (positions - needed);
+        let head = |head: &Head| match head {
+            Head::F32 { k, .. } => 4 * values(k.dim, k.needed(positions)),
+            Head::Int8 { k, .. } => values(k.dim, k.needed(positions)),
+        };
+        self.heads.iter().flatten().map(head).sum()
+    }
+
+    /// Writes what positions after the last one need and nothing else: of sliding layers a window, oldest first. The same tokens
+    /// give the same bytes, whatever the cache held before them.
+    ///
+    /// # Errors
+    ///
+    /// Those of `out`.
+    pub fn store(&self, out: &mut impl Write) -> io::Result<()> {
+        for head in self.heads.iter().flatten() {
+            match head {
+                Head::F32 { k, v } => {
+                    let runs = [k, v].map(|rows| rows.runs(rows.needed(self.len)..self.len));
+                    runs.as_flattened().iter().try_for_each(|run| out.write_all(bytemuck::cast_slice(run)))?;
+                }
+                Head::Int8 { k, v } => {
+                    let runs = [k, v].map(|rows| rows.runs(rows.needed(self.len)..self.len));
+                    runs.as_flattened().iter().try_for_each(|run| out.write_all(bytemuck::cast_slice(run)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over `positions` positions as [`KvCache::store`] wrote them, of a cache of the same model and kind.
+    ///
+    /// # Panics
+    ///
+    /// When these are not [`KvCache::stored_bytes`] bytes.
+    pub fn fetch(&mut self, positions: usize, stored: &[u8]) {
+        assert_eq!(stored.len(), self.stored_bytes(positions), "bytes of {positions} positions");
+        let mut bytes = stored.iter().map(|byte| byte.cast_signed());
+        let mut floats = stored.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        for head in self.heads.iter_mut().flatten() {
+            match head {
+                Head::F32 { k, v } => [k, v].into_iter().for_each(|rows| rows.take(positions, &mut floats)),
+                Head::Int8 { k, v } => [k, v].into_iter().for_each(|rows| rows.take(positions, &mut bytes)),
+            }
+        }
+        self.len = positions;
+        // Rows before the window are not there, as if others had been written over them.
+        let whole = self.ring.is_none_or(|capacity| positions <= capacity - MAX_BATCH);
+        self.written = if whole { positions } else { positions + REACH };
     }
 
     /// As [`KvCache::clear`], and gives the memory back.

@@ -10,6 +10,7 @@ pub mod measure;
 pub mod model;
 pub mod ops;
 pub mod pack;
+pub mod pinned;
 pub mod prefix;
 pub mod runner;
 pub mod sampler;

@@ -25,7 +25,8 @@ pub struct State {
     cache: KvCache,
 }
 
-fn common(a: &[u32], b: &[u32]) -> usize {
+/// Tokens that both begin with.
+pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
@@ -33,6 +34,11 @@ impl State {
     /// Of no tokens.
     pub(super) fn new(cache: KvCache) -> State {
         State { tokens: Vec::new(), cache }
+    }
+
+    /// Of `tokens`, whose keys and values `cache` holds.
+    pub(super) fn of(tokens: Vec<u32>, cache: KvCache) -> State {
+        State { tokens, cache }
     }
 
     /// The tokens.
@@ -70,6 +76,10 @@ impl State {
     /// Notes tokens that are about to run.
     pub(super) fn seen(&mut self, tokens: &[u32]) {
         self.tokens.extend_from_slice(tokens);
+    }
+
+    pub(super) fn cache(&self) -> &KvCache {
+        &self.cache
     }
 
     pub(super) fn cache_mut(&mut self) -> &mut KvCache {
@@ -148,6 +158,20 @@ impl Prefixes {
     /// Bytes in use.
     pub fn bytes(&self) -> usize {
         self.kept.iter().map(|kept| kept.bytes).sum()
+    }
+
+    /// Tokens of `prompt` that need not be computed, of `live` and all copies.
+    pub(super) fn covers(&self, live: &State, prompt: &[u32]) -> usize {
+        let known = self.kept.iter().map(|kept| &kept.state).chain([live]);
+        known.map(|state| state.covers(prompt)).max().unwrap_or(0)
+    }
+
+    /// Puts `state`, which was found elsewhere, into the place of `live`, and keeps both as far as there is room.
+    pub(super) fn replace(&mut self, live: &mut State, state: State) {
+        self.request += 1;
+        self.keep(&state, true);
+        self.keep(live, false);
+        *live = state;
     }
 
     /// Brings `live` to the longest beginning of `prompt` that is known. What it held before is kept where it would be lost.

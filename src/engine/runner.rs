@@ -122,6 +122,7 @@ impl Knobs {
 /// A model that runs.
 pub struct Runner {
     knobs: Knobs,
+    kv: KvKind,
     on: Compute,
     model: Model,
     state: State,
@@ -156,6 +157,7 @@ impl Runner {
         let limit = checkpoint.config.max_position_embeddings;
         Ok(Runner {
             knobs: Knobs::default(),
+            kv: options.kv,
             state: State::new(KvCache::new(&checkpoint.config, options.kv)),
             act: Activations::new(&pool),
             context: if options.context == 0 { limit } else { options.context.min(limit) },
@@ -198,6 +200,16 @@ impl Runner {
     /// Bytes that keys and values take now.
     pub fn kv_bytes(&self) -> usize {
         self.state.bytes()
+    }
+
+    /// How keys and values are stored.
+    pub fn kv(&self) -> KvKind {
+        self.kv
+    }
+
+    /// A cache as this model needs it.
+    pub(super) fn empty_cache(&self) -> KvCache {
+        KvCache::new(self.config(), self.kv)
     }
 
     /// Forgets all tokens.

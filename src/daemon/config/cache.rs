@@ -1,5 +1,7 @@
 //! Section `[cache]`.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::values::{ConfigError, range};
@@ -11,11 +13,15 @@ use super::values::{ConfigError, range};
 pub struct Cache {
     /// Most megabytes for the beginnings of earlier prompts, besides what the latest request leaves in place; 0 keeps none.
     pub memory_mb: u64,
+    /// Directory for the prefixes of the configuration.
+    pub prefix_dir: PathBuf,
+    /// Most megabytes of the files in it.
+    pub disk_mb: u64,
 }
 
 impl Default for Cache {
     fn default() -> Cache {
-        Cache { memory_mb: 32 }
+        Cache { memory_mb: 32, prefix_dir: "/var/lib/emberd/prefixes".into(), disk_mb: 256 }
     }
 }
 
@@ -26,6 +32,7 @@ impl Cache {
     ///
     /// Naming the key that is out of its range.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        range("cache.memory_mb", self.memory_mb, 0..=1 << 20)
+        range("cache.memory_mb", self.memory_mb, 0..=1 << 20)?;
+        range("cache.disk_mb", self.disk_mb, 0..=1 << 20)
     }
 }

@@ -67,7 +67,7 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    pub(super) fn io(file: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> CheckpointError {
+    pub(in crate::engine) fn io(file: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> CheckpointError {
         move |source| CheckpointError::Io { file: file.to_owned(), action, source }
     }
 }

@@ -1,16 +1,28 @@
 //! Files that appear complete or not at all, and the header of those in the safetensors format.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 /// Writes `path` through a temporary file beside it.
 pub fn atomically(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+    with_mode(path, 0o666, write)
+}
+
+/// As [`atomically`]; nobody but the owner may read the file.
+pub fn privately(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+    with_mode(path, 0o600, write)
+}
+
+/// `mode` holds as far as the process's umask lets it.
+fn with_mode(path: &Path, mode: u32, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
     let temporary = path.with_added_extension(format!("partial-{}", std::process::id()));
     let result = (|| {
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
         write(&mut out)?;
         out.into_inner()?.sync_all()?;
         fs::rename(&temporary, path)
