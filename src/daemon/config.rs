@@ -5,6 +5,7 @@ mod cache;
 mod governor;
 mod mqtt;
 mod prefix;
+mod sessions;
 mod spool;
 mod values;
 
@@ -20,6 +21,7 @@ pub use self::cache::Cache;
 pub use self::governor::Governor;
 pub use self::mqtt::{Client as MqttClient, Mqtt};
 pub use self::prefix::Prefix;
+pub use self::sessions::Sessions;
 pub use self::spool::Spool;
 pub use self::values::ConfigError;
 use self::values::{demand, range, some_text, text};
@@ -48,6 +50,8 @@ pub struct Config {
     pub governor: Governor,
     /// What is kept of earlier prompts.
     pub cache: Cache,
+    /// Conversations that are continued.
+    pub sessions: Sessions,
     /// The log.
     pub log: Log,
     /// Beginnings of prompts that are kept on disk.
@@ -237,6 +241,7 @@ impl Config {
         self.spool.check()?;
         self.governor.check()?;
         self.cache.check()?;
+        self.sessions.check()?;
         prefix::check(&self.prefix)?;
         let octal = self.socket.mode_bits().is_some();
         demand("socket.mode", octal, || "an octal mode such as \"0660\"".into(), &c.socket.mode)?;

@@ -22,7 +22,7 @@ use crate::governor::{Decision, Governor, Handle};
 use crate::scheduler::backend::{Backend, ModelInfo};
 use crate::scheduler::{Options, Scheduler};
 use crate::spool;
-use crate::transport::socket::{BindError, Limits, Listener, Service};
+use crate::transport::socket::{BindError, Limits, Listener, Service, SessionLimits};
 use crate::transport::wire::Topics;
 use crate::transport::{mqtt, socket};
 
@@ -82,7 +82,9 @@ where
     let (stop, stopped) = watch::channel(false);
     let (connected, mut mqtt_state) = watch::channel(false);
     let mut doors = JoinSet::new();
-    let service = Service::new(engine.scheduler.clone(), model.clone(), socket_limits(&config));
+    let known = heard_rules.clone();
+    let presets = move || known.borrow().presets.clone();
+    let service = Service::new(engine.scheduler.clone(), model.clone(), socket_limits(&config), presets);
     doors.spawn(socket::serve(listener, service, stopped.clone(), GRACE));
     if config.mqtt.enabled {
         let options = mqtt::Options { password, tls, rules: heard_rules, ..mqtt_options(&config, &model) };
@@ -249,6 +251,11 @@ fn socket_limits(config: &Config) -> Limits {
         header_timeout: Duration::from_secs(config.socket.header_timeout_s),
         body_bytes: config.limits.body_bytes,
         request_timeout: config.limits.request_timeout(),
+        sessions: SessionLimits {
+            number: config.sessions.max,
+            bytes: config.sessions.max_bytes,
+            idle: Duration::from_secs(config.sessions.idle_s),
+        },
     }
 }
 

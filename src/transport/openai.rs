@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fields::{Fields, messages, unsupported, wrong};
+use super::preset::Presets;
 use super::tools;
 use crate::scheduler::backend::{Call, Finish, Input, InputError, Sampling};
 use crate::scheduler::{Answer, Code, Failure};
@@ -58,6 +59,42 @@ pub struct ChatRequest {
     pub stream: bool,
     /// Whether a last piece with the token counts is wanted.
     pub include_usage: bool,
+    /// The conversation that it continues.
+    pub session: Option<Session>,
+}
+
+/// A conversation that the daemon knows by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Its name.
+    pub id: String,
+    /// Whether it has to be known already.
+    pub resume: bool,
+}
+
+/// Longest name of a session.
+const MAX_SESSION: usize = 128;
+
+impl Session {
+    /// Takes `session`: a name, or an object with `id` and `resume`.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else.
+    pub fn take(fields: &mut Fields) -> Result<Option<Session>, InputError> {
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+        let good = |id: &&str| (1..=MAX_SESSION).contains(&id.len()) && id.bytes().all(known);
+        let Some(value) = fields.take("session") else { return Ok(None) };
+        let id = value.as_str().or_else(|| value["id"].as_str()).filter(good);
+        let resume = match &value["resume"] {
+            Value::Null => Some(false),
+            other => other.as_bool(),
+        };
+        let expected =
+            format!("a name of 1 to {MAX_SESSION} letters, digits and -_.:, or {{\"id\": …, \"resume\": true}}");
+        let (Some(id), Some(resume)) = (id, resume) else { return Err(wrong("session", expected, &value)) };
+        Ok(Some(Session { id: id.to_owned(), resume }))
+    }
 }
 
 impl ChatRequest {
@@ -67,14 +104,32 @@ impl ChatRequest {
     ///
     /// Naming the field that is missing, malformed or not supported.
     pub fn parse(body: &[u8]) -> Result<ChatRequest, InputError> {
+        ChatRequest::parse_with(body, &Presets::default())
+    }
+
+    /// As [`ChatRequest::parse`]; what the request leaves out comes from the preset that its field `preset` names.
+    ///
+    /// # Errors
+    ///
+    /// As there, and a preset that there is not.
+    pub fn parse_with(body: &[u8], presets: &Presets) -> Result<ChatRequest, InputError> {
         let mut fields = Fields::parse(body)?;
+        let most = presets.apply(&mut fields)?;
         refuse(&mut fields, &UNSUPPORTED)?;
         let (stream, include_usage) = streaming(&mut fields)?;
         let enable_thinking = fields.flag("enable_thinking")?.unwrap_or(false);
         let messages = messages(fields.take("messages"))?;
+        let session = Session::take(&mut fields)?;
         let mut sampling = fields.sampling()?;
+        sampling.max_tokens = most.into_iter().chain(sampling.max_tokens).min();
         let tools = tools::take(&mut fields, &mut sampling)?;
-        Ok(ChatRequest { input: Input::Chat { messages, tools, enable_thinking }, sampling, stream, include_usage })
+        Ok(ChatRequest {
+            input: Input::Chat { messages, tools, enable_thinking },
+            sampling,
+            stream,
+            include_usage,
+            session,
+        })
     }
 
     /// Reads the body of `POST /v1/completions`: a `prompt` that the model continues, without a template.
@@ -95,7 +150,13 @@ impl ChatRequest {
             Some(other) => return Err(wrong("prompt", "a string, or an array of one", &other)),
             None => return Err(InputError::new("prompt", "prompt: missing")),
         };
-        Ok(ChatRequest { input: Input::Raw(prompt), sampling: fields.sampling()?, stream, include_usage })
+        Ok(ChatRequest {
+            input: Input::Raw(prompt),
+            sampling: fields.sampling()?,
+            stream,
+            include_usage,
+            session: None,
+        })
     }
 }
 

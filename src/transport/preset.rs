@@ -97,6 +97,18 @@ impl Presets {
         })
     }
 
+    /// Takes `preset` out of `request`, fills in what the request leaves out, and returns the most tokens of its answer.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such preset.
+    pub fn apply(&self, request: &mut Fields) -> Result<Option<usize>, InputError> {
+        let Some(name) = request.text("preset")? else { return Ok(None) };
+        let preset = self.get(&name)?;
+        preset.complete(request);
+        Ok(preset.max_tokens())
+    }
+
     /// Their names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)

@@ -40,6 +40,12 @@ pub(super) struct Ask {
     /// The same seed gives the same answer
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Continue the conversation of this name, which the daemon keeps
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+    /// What the request leaves out comes from this preset of the daemon's configuration
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
     /// Path of the daemon's socket
     #[arg(long, value_name = "PATH", env = "EMBERD__SOCKET__PATH", default_value = "/run/emberd/emberd.sock")]
     socket: PathBuf,
@@ -72,6 +78,8 @@ impl Ask {
             ("max_tokens", self.max_tokens.map(Value::from)),
             ("temperature", self.temperature.map(Value::from)),
             ("seed", self.seed.map(Value::from)),
+            ("session", self.session.clone().map(Value::from)),
+            ("preset", self.preset.clone().map(Value::from)),
             ("response_format", self.json_schema.as_deref().map(response_format).transpose()?),
         ];
         for (name, value) in options {

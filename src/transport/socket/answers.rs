@@ -8,14 +8,18 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use super::super::fields::{Fields, conversation};
-use super::super::openai::{ChatRequest, Envelope, Kind};
+use super::super::openai::{ChatRequest, Envelope, Kind, Session};
 use super::super::waiting::Waiting;
 use super::body::{AnswerBody, Events, Plain};
 use super::open::Name;
 use super::refusal::{Refusal, json_response};
 use super::service::{Service, unix_time};
+use super::sessions::Lease;
 use crate::scheduler::backend::{Input, InputError};
 use crate::scheduler::{Failure, Update};
+
+/// How many messages of a session were known, where the body has no place to say it.
+const SESSION_KNOWN: &str = "x-session-known-messages";
 
 /// `POST /v1/chat/completions`.
 pub(super) async fn chat(
@@ -23,7 +27,7 @@ pub(super) async fn chat(
     Extension(name): Extension<Name>,
     request: HttpRequest,
 ) -> Result<Response, Refusal> {
-    let chat = ChatRequest::parse(&service.body(request).await?)?;
+    let chat = ChatRequest::parse_with(&service.body(request).await?, &service.presets())?;
     answer(&service, &name, chat, Kind::Chat).await
 }
 
@@ -38,20 +42,33 @@ pub(super) async fn completion(
 }
 
 async fn answer(service: &Service, name: &Name, chat: ChatRequest, kind: Kind) -> Result<Response, Refusal> {
-    let waiting = service.submit(name, chat.input, chat.sampling)?;
+    let (lease, input) = service.go_on(chat.session, chat.input)?;
+    let waiting = service.submit(name, input, chat.sampling)?;
     let id = format!("{}-{}", if kind == Kind::Chat { "chatcmpl" } else { "cmpl" }, name.id);
     let envelope = Envelope { kind, id, created: unix_time(), model: service.model().name.clone() };
     if chat.stream {
         let first = first_update(&waiting).await?;
-        let form = Events { envelope, include_usage: chat.include_usage, role_sent: false, calls: 0 };
-        let body = Body::new(AnswerBody::new(waiting, first, form));
+        let form = Events {
+            envelope,
+            include_usage: chat.include_usage,
+            role_sent: false,
+            calls: 0,
+            session: lease.as_ref().map(Lease::told),
+        };
+        let body = Body::new(AnswerBody::new(waiting, first, form).continuing(lease, &name.id));
         let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
         return Ok((headers, body).into_response());
     }
     // When the client hangs up, hyper drops this future and with it the request.
     loop {
         if let Some(result) = waiting.next().await.ended {
-            return Ok(json_response(200, &envelope.completion(&result?)));
+            let answer = result?;
+            let mut value = envelope.completion(&answer);
+            if let Some(lease) = lease {
+                value["session"] = lease.told();
+                lease.answered(&answer, &name.id);
+            }
+            return Ok(json_response(200, &value));
         }
     }
 }
@@ -65,9 +82,12 @@ pub(super) async fn prompt(
 ) -> Result<Response, Refusal> {
     let Query(query) = query.map_err(|error| InputError { message: format!("query: {error}"), param: None })?;
     let mut fields = query_fields(query)?;
+    let most = service.presets().apply(&mut fields)?;
+    let session = Session::take(&mut fields)?;
     let raw = fields.flag("raw")?.unwrap_or(false);
     let system = fields.text("system")?;
-    let sampling = fields.sampling()?;
+    let mut sampling = fields.sampling()?;
+    sampling.max_tokens = most.into_iter().chain(sampling.max_tokens).min();
     let body = service.body(request).await?;
     let text = std::str::from_utf8(&body)
         .map_err(|error| InputError { message: format!("the body is not UTF-8: {error}"), param: None })?;
@@ -76,13 +96,22 @@ pub(super) async fn prompt(
     }
     let input = match (raw, system) {
         (true, Some(_)) => return Err(InputError::new("system", "system: not together with raw=true").into()),
+        (true, None) if session.is_some() => {
+            return Err(InputError::new("session", "session: not together with raw=true").into());
+        }
         (true, None) => Input::Raw(text.to_owned()),
         (false, system) => conversation(system.as_deref(), text, false),
     };
+    let (lease, input) = service.go_on(session, input)?;
+    let known = lease.as_ref().map(|lease| lease.known);
     let waiting = service.submit(&name, input, sampling)?;
     let first = first_update(&waiting).await?;
-    let body = Body::new(AnswerBody::new(waiting, first, Plain));
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+    let body = Body::new(AnswerBody::new(waiting, first, Plain).continuing(lease, &name.id));
+    let mut response = ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response();
+    if let Some(known) = known {
+        response.headers_mut().insert(SESSION_KNOWN, known.into());
+    }
+    Ok(response)
 }
 
 /// Waits until the status line can be written: the request runs, has failed, or has to queue. Only what fails after
@@ -100,7 +129,11 @@ fn query_fields(query: Vec<(String, String)>) -> Result<Fields, InputError> {
     let mut map = Map::new();
     for (name, text) in query {
         let value = match serde_json::from_str::<Value>(&text) {
-            Ok(value @ (Value::Number(_) | Value::Bool(_))) if name != "system" && name != "stop" => value,
+            Ok(value @ (Value::Number(_) | Value::Bool(_)))
+                if name != "system" && name != "stop" && name != "session" && name != "preset" =>
+            {
+                value
+            }
             _ => Value::String(text),
         };
         if map.insert(name.clone(), value).is_some() {

@@ -12,6 +12,7 @@ use hyper::body::{Body, Frame};
 
 use super::super::openai::{self, Envelope};
 use super::super::waiting::Waiting;
+use super::sessions::Lease;
 use crate::scheduler::{Answer, Update};
 
 /// A body that turns each update into bytes as soon as the client can take them.
@@ -20,6 +21,8 @@ pub(super) struct AnswerBody<F> {
     first: Option<Update>,
     form: F,
     ended: bool,
+    /// The session that the answer belongs to, and how its calls are numbered.
+    session: Option<(Lease, String)>,
 }
 
 /// How updates look on the wire.
@@ -34,7 +37,13 @@ pub(super) trait Form: Unpin + Send + 'static {
 impl<F: Form> AnswerBody<F> {
     /// A body that starts with the update `first`.
     pub(super) fn new(waiting: Waiting, first: Update, form: F) -> AnswerBody<F> {
-        AnswerBody { waiting, first: Some(first), form, ended: false }
+        AnswerBody { waiting, first: Some(first), form, ended: false, session: None }
+    }
+
+    /// The answer continues a session.
+    pub(super) fn continuing(mut self, lease: Option<Lease>, number: &str) -> AnswerBody<F> {
+        self.session = lease.map(|lease| (lease, number.to_owned()));
+        self
     }
 }
 
@@ -55,6 +64,12 @@ impl<F: Form> Body for AnswerBody<F> {
                 },
             };
             self.ended = update.ended.is_some();
+            if let Some(result) = &update.ended
+                && let Some((lease, number)) = self.session.take()
+                && let Ok(answer) = result
+            {
+                lease.answered(answer, &number);
+            }
             match self.form.format(&update) {
                 Ok(bytes) if bytes.is_empty() => {}
                 Ok(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes.into())))),
@@ -89,6 +104,8 @@ pub(super) struct Events {
     pub(super) role_sent: bool,
     /// Calls of tools sent so far.
     pub(super) calls: usize,
+    /// What is told of the session.
+    pub(super) session: Option<serde_json::Value>,
 }
 
 impl Form for Events {
@@ -136,7 +153,11 @@ impl Form for Events {
 
 impl Events {
     fn end(&self, out: &mut String, answer: &Answer) {
-        data(out, &self.envelope.finish(answer));
+        let mut finish = self.envelope.finish(answer);
+        if let Some(session) = &self.session {
+            finish["session"] = session.clone();
+        }
+        data(out, &finish);
         if self.include_usage {
             data(out, &self.envelope.usage(answer));
         }

@@ -4,7 +4,7 @@ use axum::Router;
 use axum::extract::{Path, Request as HttpRequest, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde_json::json;
 
 use super::answers::{chat, completion, prompt};
@@ -27,6 +27,7 @@ pub(super) fn router(service: Service) -> Router {
         .route("/v1/completions", post(completion))
         .route("/v1/prompt", post(prompt))
         .route("/v1/cancel/{*name}", post(cancel))
+        .route("/v1/sessions/{id}", delete(forget))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/models", get(models))
@@ -38,8 +39,8 @@ pub(super) fn router(service: Service) -> Router {
             Refusal::plain(
                 404,
                 "not_found",
-                "no such path; there are /v1/chat/completions, /v1/completions, /v1/prompt, /v1/cancel/{id}, /tokenize, \
-                 /detokenize, /v1/models, /v1/status, /healthz, /readyz and /metrics",
+                "no such path; there are /v1/chat/completions, /v1/completions, /v1/prompt, /v1/cancel/{id}, \
+                 /v1/sessions/{id}, /tokenize, /detokenize, /v1/models, /v1/status, /healthz, /readyz and /metrics",
             )
         })
         .method_not_allowed_fallback(async || {
@@ -98,6 +99,14 @@ async fn cancel(State(service): State<Service>, Path(name): Path<String>) -> Res
     match service.cancel(&name) {
         0 => Err(Refusal::plain(404, "not_found", "no request of that id waits or runs")),
         cancelled => Ok(json_response(200, &json!({"id": name, "cancelled": cancelled}))),
+    }
+}
+
+/// Forgets a session.
+async fn forget(State(service): State<Service>, Path(id): Path<String>) -> Result<Response, Refusal> {
+    match service.forget(&id) {
+        false => Err(Refusal::plain(404, "not_found", "no session of that name, or a request of it waits or runs")),
+        true => Ok(json_response(200, &json!({"id": id, "deleted": true}))),
     }
 }
 

@@ -5,7 +5,7 @@
 //! http     the routes                        refusal   errors
 //! answers  completions                       body      answers that are sent while they are made
 //! tokens   text to tokens and back           open      taking requests back
-//! report   what is told of the daemon itself
+//! report   what is told of the daemon itself    sessions  conversations that go on
 //! ```
 
 mod answers;
@@ -16,6 +16,7 @@ mod open;
 mod refusal;
 mod report;
 mod service;
+mod sessions;
 mod tokens;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use super::waiting::stopped;
 
 pub use listen::{BindError, Listener};
 pub use service::{Limits, Service};
+pub use sessions::SessionLimits;
 
 /// Connections beyond the limit that are told so; those beyond these wait in the kernel's backlog.
 const REFUSALS: usize = 8;

@@ -11,10 +11,13 @@ use axum::extract::Request as HttpRequest;
 use axum::http::header;
 use hyper::body::Body as _;
 
+use super::super::openai::Session;
+use super::super::preset::Presets;
 use super::super::waiting::Waiting;
 use super::open::{Name, Open};
 use super::refusal::Refusal;
 use super::report::Report;
+use super::sessions::{Lease, SessionLimits, Sessions};
 use crate::scheduler::backend::{Input, ModelInfo, Sampling};
 use crate::scheduler::{Failure, Priority, Request, Scheduler};
 
@@ -32,6 +35,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Time for an answer, the queue included.
     pub request_timeout: Duration,
+    /// Of conversations that are kept.
+    pub sessions: SessionLimits,
 }
 
 /// What the routes need; clones share it.
@@ -46,13 +51,21 @@ struct Inner {
     run: u32,
     requests: AtomicU64,
     open: Open,
+    sessions: Arc<Sessions>,
+    presets: Box<dyn Fn() -> Presets + Send + Sync>,
     since: u64,
     started: Instant,
 }
 
 impl Service {
     /// Routes to `scheduler`.
-    pub fn new(scheduler: Scheduler, model: ModelInfo, limits: Limits) -> Service {
+    /// `presets` gives those that hold now.
+    pub fn new(
+        scheduler: Scheduler,
+        model: ModelInfo,
+        limits: Limits,
+        presets: impl Fn() -> Presets + Send + Sync + 'static,
+    ) -> Service {
         let (run, requests) = (fastrand::u32(..), AtomicU64::new(0));
         Service(Arc::new(Inner {
             scheduler,
@@ -61,6 +74,8 @@ impl Service {
             run,
             requests,
             open: Open::default(),
+            sessions: Arc::new(Sessions::new(limits.sessions)),
+            presets: Box::new(presets),
             since: unix_time(),
             started: Instant::now(),
         }))
@@ -87,6 +102,26 @@ impl Service {
         let waiting = Waiting::submit(&self.0.scheduler, request)?;
         self.0.open.add(name.clone(), waiting.ticket());
         Ok(waiting)
+    }
+
+    pub(super) fn presets(&self) -> Presets {
+        (self.0.presets)()
+    }
+
+    /// Puts what is known of the session before the messages of `input`.
+    pub(super) fn go_on(&self, session: Option<Session>, input: Input) -> Result<(Option<Lease>, Input), Refusal> {
+        match (session, input) {
+            (Some(session), Input::Chat { messages: serde_json::Value::Array(more), tools, enable_thinking }) => {
+                let (lease, all) = self.0.sessions.begin(session, more, Instant::now())?;
+                Ok((Some(lease), Input::Chat { messages: all.into(), tools, enable_thinking }))
+            }
+            (_, input) => Ok((None, input)),
+        }
+    }
+
+    /// Forgets a session; whether there was one.
+    pub(super) fn forget(&self, session: &str) -> bool {
+        self.0.sessions.forget(session)
     }
 
     /// Takes requests back; how many.

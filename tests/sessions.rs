@@ -1,0 +1,139 @@
+//! Sessions and presets over the socket: a request that continues a conversation gets the answer of the whole conversation.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use common::binary::{Served, emberd, run, stdout};
+use common::{Daemon, daemon_child as child};
+use serde_json::{Value, json};
+
+#[test]
+#[ignore = "started by the tests"]
+fn daemon_child() {
+    child();
+}
+
+fn send(socket: &Path, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).expect("connects");
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .expect("sends");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("reads");
+    (text.split(' ').nth(1).expect("a status").parse().expect("a number"), text)
+}
+
+fn chat(socket: &Path, body: &Value) -> (u16, Value) {
+    let (status, text) = send(socket, "POST", "/v1/chat/completions", &body.to_string());
+    (status, serde_json::from_str(text.split_once("\r\n\r\n").expect("a body").1).expect("JSON"))
+}
+
+fn content(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("{answer}"))
+}
+
+fn user(text: &str) -> Value {
+    json!([{"role": "user", "content": text}])
+}
+
+#[test]
+fn a_session_goes_on_and_says_what_it_knew() {
+    let daemon = Daemon::start("");
+    let ask = |body: Value| chat(&daemon.socket, &body);
+    let (status, gone) = ask(json!({"messages": user("a"), "session": {"id": "s", "resume": true}}));
+    assert_eq!((status, &gone["error"]["code"]), (410, &json!("session_gone")));
+    let (_, first) = ask(json!({"messages": user("a"), "session": "s"}));
+    assert_eq!((content(&first), &first["session"]), ("You said: a", &json!({"id": "s", "known_messages": 0})));
+    let (_, second) = ask(json!({"messages": user("b"), "session": {"id": "s", "resume": true}}));
+    assert_eq!(content(&second), "You said: a|You said: a|b");
+    assert_eq!(second["session"]["known_messages"], 2);
+    // In a stream the last piece says it, and the answer is kept; text in and text out, too.
+    let body = json!({"messages": user("c"), "session": "t", "stream": true}).to_string();
+    let (_, stream) = send(&daemon.socket, "POST", "/v1/chat/completions", &body);
+    assert!(stream.contains(r#""session":{"id":"t","known_messages":0}"#), "{stream}");
+    let (_, plain) = send(&daemon.socket, "POST", "/v1/prompt?session=t", "d");
+    assert!(plain.contains("x-session-known-messages: 2") && plain.contains("c|You said: c|d"), "{plain}");
+    // What failed is not part of it.
+    assert_eq!(ask(json!({"messages": user("@refuse"), "session": "t"})).0, 400);
+    assert_eq!(ask(json!({"messages": user("@fail"), "session": "t"})).0, 500);
+    assert_eq!(ask(json!({"messages": user("e"), "session": "t"})).1["session"]["known_messages"], 4);
+    assert_eq!(send(&daemon.socket, "DELETE", "/v1/sessions/t", "").0, 200);
+    assert_eq!(send(&daemon.socket, "DELETE", "/v1/sessions/t", "").0, 404);
+    for bad in [json!(1), json!(""), json!("a b"), json!({"resume": true}), json!({"id": "a", "resume": 1})] {
+        let (status, error) = ask(json!({"messages": user("a"), "session": bad}));
+        assert_eq!((status, &error["error"]["param"]), (400, &json!("session")));
+    }
+    let output = stdout(run(emberd().args(["ask", "--session", "s", "--socket"]).arg(&daemon.socket).arg("x")));
+    assert!(output.ends_with("|x\n") && output.contains("a|You said: a|b|"), "{output}");
+}
+
+#[test]
+fn one_request_of_a_session_at_a_time() {
+    let daemon = Daemon::start("");
+    let (socket, body) = (daemon.socket.clone(), json!({"messages": user("@hold"), "session": "s"}));
+    let first = std::thread::spawn(move || chat(&socket, &body));
+    daemon.wait_journal("start @hold");
+    let (status, busy) = chat(&daemon.socket, &json!({"messages": user("b"), "session": "s"}));
+    assert_eq!((status, &busy["error"]["code"]), (409, &json!("session_busy")));
+    assert_eq!(send(&daemon.socket, "DELETE", "/v1/sessions/s", "").0, 404);
+    daemon.release();
+    assert_eq!(first.join().expect("answered").0, 200);
+    assert_eq!(chat(&daemon.socket, &json!({"messages": user("b"), "session": "s"})).1["session"]["known_messages"], 2);
+}
+
+#[test]
+fn presets_fill_in_what_a_request_leaves_out() {
+    let daemon = Daemon::start("[mqtt.presets.short]\nsystem = \"be brief\"\nmax_tokens = 3\n");
+    let ask = |more: &[&str]| run(emberd().args(["ask", "--socket"]).arg(&daemon.socket).args(more));
+    assert_eq!(stdout(ask(&["--preset", "short", "hi"])), "You said: be \n");
+    let output = ask(&["--preset", "long", "hi"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("there are short"), "{said}");
+    let (_, plain) = send(&daemon.socket, "POST", "/v1/prompt?preset=short&max_tokens=2", "x");
+    assert!(plain.contains("You said: ") && !plain.contains("be "), "{plain}");
+}
+
+/// Random conversations with the real engine: the same text and the same number of prompt tokens as the whole conversation gives.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn answers_are_those_of_the_whole_conversation() {
+    let dir = tempfile::tempdir().expect("directory");
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home");
+    let served = Served::start(dir.path(), &home, "[governor]\nenabled = false\n", &[]);
+    let mut rng = fastrand::Rng::with_seed(5);
+    let words = ["light", "hall", "turn on", "blind", "why?", "window open", "22.5", "kitchen", "please"];
+    let mut whole: Vec<Vec<Value>> = vec![Vec::new(); 3];
+    let mut cached = 0;
+    for request in 0..24 {
+        let own = rng.usize(..3);
+        let text: Vec<&str> = (0..rng.usize(1..6)).map(|_| words[rng.usize(..words.len())]).collect();
+        let mut more = user(&text.join(" ")).as_array().cloned().expect("an array");
+        if whole[own].is_empty() {
+            more.insert(0, json!({"role": "system", "content": format!("You are number {own}.")}));
+        }
+        let body =
+            |messages: &[Value]| json!({"messages": messages, "max_tokens": 12, "temperature": 1, "seed": request});
+        let mut continued = body(&more);
+        continued["session"] = json!(format!("s{own}"));
+        let (status, found) = chat(&served.socket, &continued);
+        assert_eq!(status, 200, "{found}");
+        whole[own].extend(more);
+        let (_, expected) = chat(&served.socket, &body(&whole[own]));
+        assert_eq!(content(&found), content(&expected), "request {request}");
+        assert_eq!(found["usage"]["prompt_tokens"], expected["usage"]["prompt_tokens"]);
+        cached += found["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number");
+        whole[own].push(json!({"role": "assistant", "content": content(&found)}));
+        if whole[own].len() > 9 {
+            whole[own].clear();
+            assert_eq!(send(&served.socket, "DELETE", &format!("/v1/sessions/s{own}"), "").0, 200);
+        }
+    }
+    assert!(cached > 100, "{cached}");
+    served.stop();
+}
