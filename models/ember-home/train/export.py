@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import Config, Linear, Model, Table
-from train import load_tokenizer
+from model import Config, Model
+from tokenizer import load_tokenizer
 
 HOME = Path(__file__).parent.parent
 LM = "model.language_model."
@@ -97,6 +97,51 @@ def tensors_of(model):
         for side in "kv":
             out[f"{p}self_attn.{side}_cache_scale"] = getattr(owner, side + "_step").log.exp().reshape(())
     return {k: v.detach().clone().contiguous() for k, v in out.items()}
+
+
+def unpack(stored, bits):
+    """The codes of `pack`, as float32."""
+    if bits == 8:
+        return stored.float()
+    fields = (stored.int()[..., None] >> (torch.arange(8 // bits) * bits)) & (1 << bits) - 1
+    return (fields.flatten(1) - (1 << bits - 1)).float()
+
+
+@torch.no_grad()
+def read(model, folder):
+    """The inverse of `tensors_of`: weights on their codes, scales and steps of an exported checkpoint."""
+    found = load_file(folder / "model.safetensors")
+
+    def linear(name, m, step_in):
+        scale = found[name + ".weight_scale"]
+        m.weight.copy_(unpack(found[name + ".weight"], m.bits) * scale)
+        m.log_scale.copy_(scale[:, 0].log())
+        step_in.log.copy_(found[name + ".input_activation_scale"].log())
+        m.out.log.copy_(found[name + ".output_activation_scale"].log())
+
+    def table(name, m):
+        scale = found[name + ".embedding_scale"].flatten()
+        codes = unpack(found[name + ".embedding_quantized"], m.bits).view(-1, m.width)
+        m.weight.copy_((codes * scale[:, None]).view(m.weight.shape))
+        m.log_scale.copy_(scale.log())
+
+    table(LM + "embed_tokens", model.embed)
+    table(LM + "embed_tokens_per_layer", model.ple_table)
+    model.ple_project.copy_(found[LM + "per_layer_model_projection.weight"])
+    model.ple_norm.weight.copy_(found[LM + "per_layer_projection_norm.weight"])
+    model.norm.weight.copy_(found[LM + "norm.weight"])
+    linear("lm_head", model.head, model.head_in)
+    for i, layer in enumerate(model.layers):
+        p = f"{LM}layers.{i}."
+        for ours, theirs in PROJECTIONS.items():
+            if hasattr(layer, ours):
+                linear(p + theirs, getattr(layer, ours), getattr(layer, INPUTS[ours]))
+        for ours, theirs in NORMS.items():
+            if hasattr(layer, ours):
+                getattr(layer, ours).weight.copy_(found[f"{p}{theirs}.weight"])
+        layer.scalar.copy_(found[p + "layer_scalar"])
+        for side in "kv" if layer.owns else "":
+            getattr(layer, side + "_step").log.copy_(found[f"{p}self_attn.{side}_cache_scale"].log())
 
 
 def load_ours(path):

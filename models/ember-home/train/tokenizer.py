@@ -26,6 +26,10 @@ FIXED = [r'\[\{"device":"', r'\}\},\{"device":"', r'"\},\{"device":"', r'","room
 PIECES = "|".join(FIXED) + r"|▁?[\p{L}_]+|\p{N}|▁?[^\p{L}\p{N}▁\n_]+|▁|\n"
 
 
+def load_tokenizer():
+    return Tokenizer.from_file(str(Path(__file__).parent.parent / "tokenizer.json"))
+
+
 def corpus(seed, count):
     rng = random.Random(seed)
     home.MORE_PLACES.clear()  # no words of their own for these

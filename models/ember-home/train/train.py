@@ -2,6 +2,7 @@
 
     python train.py --out RUN                       both stages, on a GPU if there is one
     python train.py --out RUN --twin                the float twin: the same second stage without quantization
+    python train.py --out RUN --start ..            the second stage alone, from an exported checkpoint (also with --twin)
     python train.py --out RUN --evaluate FILE.pt    exact match on 2,000 fresh held-out conversations, thoughts included
 
 RUN receives last.pt (resumed from when it is there), float.pt (end of the first stage), final.pt or twin.pt, and log.txt.
@@ -17,18 +18,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 
+from export import read
 from generate import draw, render
 from model import Config, Linear, Model
+from tokenizer import load_tokenizer
 
-HERE = Path(__file__).parent
 GROUPS = 3  # a step takes one small batch each of short, middle and long conversations
 CHUNK = 6144
-
-
-def load_tokenizer():
-    return Tokenizer.from_file(str(HERE.parent / "tokenizer.json"))
 
 
 def chunk(job):
@@ -163,29 +160,34 @@ def held_rows(seed, count):
 
 def rate(step, a, total):
     """Warm up, stay, and go down over the second stage."""
-    if step < a.warmup:
-        return (step + 1) / a.warmup
     fall = max(0, step - a.float_steps) / max(1, total - a.float_steps)
-    return max(0.0, 1 - fall) if step >= a.float_steps else 1.0
+    return a.rate * min(1.0, (step + 1) / a.warmup) * max(0.0, 1 - fall)
 
 
 def train(a):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")  # on a GPU: TF32, exact for 8-bit codes
     torch.manual_seed(a.seed)
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    if a.start:
+        a.float_steps = 0
     a.out.mkdir(parents=True, exist_ok=True)
     model = Model(Config(**json.loads(a.config))).to(device)
     muon, adam = optimizers(model, device)
     step, first, spent = 0, 0, 0.0
     last = a.out / ("last-twin.pt" if a.twin else "last.pt")
-    start = last if last.exists() else a.out / "float.pt" if a.twin else last
+    start = a.out / "float.pt" if a.twin and not a.start and not last.exists() else last
     if start.exists():
         state = torch.load(start, map_location=device)
         model.load_state_dict(state["model"])
         adam.load_state_dict(state["adam"])
         muon.state = [m.to(device) for m in state["muon"]]
         step, first, spent = state["step"], state["chunk"] + 1, state["spent"]
-        model.quantize(step > a.float_steps and not a.twin)
+        model.quantize((step > a.float_steps or a.start is not None) and not a.twin)
+    elif a.start:
+        read(model, a.start)
+        model.quantize(not a.twin)
     total = a.float_steps + a.quant_steps
     watch, log = held_rows(0, 400), open(a.out / "log.txt", "a")
 
@@ -201,12 +203,12 @@ def train(a):
     began, seen, mark, losses = time.time(), 0, time.time(), []
     for index, steps in stream(a.seed, first, a.tokens, a.workers):
         for batch in steps:
-            if step == a.float_steps and not a.twin:
+            if step == a.float_steps and not a.twin and not a.start:
                 save(a.out / "float.pt", index)
                 say(f"step {step} float: held-out {fmt(evaluate(model, watch, device))}")
                 model.calibrate([tuple(x.to(device) for x in b[:2]) for s in steps[:6] for b in s])
                 say(f"step {step} quantized, untrained: held-out {fmt(evaluate(model, watch, device))}")
-            if step in (a.float_steps + 200, a.float_steps + a.quant_steps // 2) and not a.twin:
+            if step in (a.float_steps + 200, a.float_steps + a.quant_steps // 2) and not a.twin and not a.start:
                 # What the rounded weights make of the activations is not what the float weights made of them.
                 model.calibrate([tuple(x.to(device) for x in b[:2]) for s in steps[:6] for b in s], weights=False)
             r = rate(step, a, total)
@@ -253,6 +255,9 @@ def main():
     ap.add_argument("--lr", type=float, default=3e-3)
     ap.add_argument("--muon-lr", type=float, default=4e-3)
     ap.add_argument("--workers", type=int, default=0, help="processes that draw conversations")
+    ap.add_argument("--threads", type=int, default=0, help="of torch, on a CPU")
+    ap.add_argument("--start", type=Path, help="an exported checkpoint's folder to go on from: the second stage alone, its activation steps as they are")
+    ap.add_argument("--rate", type=float, default=1.0, help="factor on both learning rates")
     ap.add_argument("--report", type=int, default=20)
     ap.add_argument("--check", type=int, default=200)
     ap.add_argument("--twin", action="store_true")
