@@ -5,6 +5,7 @@ use emberd::spool::Head;
 use emberd::transport::mqtt::Envelope;
 use emberd::transport::mqtt::chunks::{self, Kind, MAX_PACKET, MIN_PACKET};
 use emberd::transport::openai::ChatRequest;
+use emberd::transport::responses::request::ResponsesRequest;
 use emberd::transport::wire::{Asked, Form, MAX_NAME, Topics, WireRequest};
 
 /// The topic of a request, and the Response Topic that it names, in two lines.
@@ -51,6 +52,11 @@ pub(crate) fn request(bytes: &[u8]) -> bool {
 pub(crate) fn chat(bytes: &[u8]) -> bool {
     ChatRequest::parse(bytes).inspect_err(|error| told(&error.message)).is_ok()
         | ChatRequest::parse_text(bytes).inspect_err(|error| told(&error.message)).is_ok()
+}
+
+/// The body of a request for a response over HTTP.
+pub(crate) fn response(bytes: &[u8]) -> bool {
+    ResponsesRequest::parse(bytes).inspect_err(|error| told(&error.message)).is_ok()
 }
 
 /// An error is one that can be sent and logged, whatever came.

@@ -1,10 +1,16 @@
-//! What the socket offers beside completions: taking requests back, tokens.
+//! What the socket offers beside plain completions: taking requests back, tokens, how likely they were.
 
 mod common;
 
+use std::ops::ControlFlow;
+use std::path::Path;
+
 use common::binary::{Served, emberd, run};
 use common::{Daemon, Response};
-use serde_json::json;
+use emberd::engine::generate::Engine;
+use emberd::engine::runner::Options;
+use emberd::engine::template::ChatRequest;
+use serde_json::{Value, json};
 
 #[test]
 #[ignore = "started by the other tests as their daemon"]
@@ -97,21 +103,30 @@ fn tokens_over_the_socket() {
     }
 }
 
+fn post(served: &Served, path: &str, body: &Value) -> Response {
+    use std::io::Write;
+    let mut stream = std::os::unix::net::UnixStream::connect(&served.socket).unwrap();
+    let body = body.to_string();
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n");
+    write!(stream, "{head}\r\n{body}").unwrap();
+    Response::read(stream)
+}
+
+/// The chunks of a stream.
+fn chunks(response: &Response) -> Vec<Value> {
+    let data =
+        response.events().into_iter().filter_map(|event| event.strip_prefix("data: ")).filter(|d| *d != "[DONE]");
+    data.map(|chunk| serde_json::from_str(chunk).unwrap()).collect()
+}
+
 /// With a real tokenizer: what a request's text counts is what `/tokenize` says, and it comes back as it was.
 #[test]
 fn tokens_of_the_bundled_model() {
     let dir = tempfile::tempdir().unwrap();
-    let home = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home");
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home");
     let served = Served::start(dir.path(), &home, "", &[]);
-    let post = |path: &str, body: serde_json::Value| {
-        use std::io::Write;
-        let mut stream = std::os::unix::net::UnixStream::connect(&served.socket).unwrap();
-        let body = body.to_string();
-        let length = body.len();
-        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n");
-        write!(stream, "{head}\r\n{body}").unwrap();
-        Response::read(stream).json()
-    };
+    let post = |path: &str, body: Value| post(&served, path, &body).json();
     for text in ["dim the hall lights to 30", " two  spaces\nand 🔥 <turn|>", ""] {
         let plain = post("/tokenize", json!({"content": text}));
         assert_eq!(post("/detokenize", json!({"tokens": plain["tokens"]})), json!({"content": text}));
@@ -124,4 +139,194 @@ fn tokens_of_the_bundled_model() {
     let control = post("/tokenize", json!({"content": "<turn|>", "parse_special": true, "with_pieces": true}));
     assert_eq!((&control["count"], &control["tokens"][0]["piece"]), (&1.into(), &"<turn|>".into()), "{control}");
     served.stop();
+}
+
+/// Bytes and log-probability of a token, and of the likeliest ones at its place.
+type Told = (Vec<u8>, f64, Vec<(Vec<u8>, f64)>);
+
+/// What the model thinks of every token, computed here from its logits.
+struct Judge {
+    engine: Engine,
+    /// Tokens run so far, for messages.
+    text: String,
+    logits: Vec<f32>,
+}
+
+impl Judge {
+    fn new(home: &Path) -> Judge {
+        let options = Options { context: 512, threads: 1, batch: 3, ..Options::default() };
+        Judge { engine: Engine::load(home, &options).unwrap(), text: String::new(), logits: Vec::new() }
+    }
+
+    fn run(&mut self, tokens: &[u32]) {
+        let logits = self.engine.runner_mut().run(tokens, &mut |_| ControlFlow::Continue(())).unwrap();
+        self.logits = logits.unwrap().to_vec();
+    }
+
+    fn begin(&mut self, tokens: &[u32]) {
+        self.engine.runner_mut().reset();
+        self.text.clear();
+        self.run(tokens);
+    }
+
+    /// Logarithms of the probabilities of all tokens that come next, by definition.
+    fn logprobs(&self) -> Vec<f64> {
+        let sum: f64 = self.logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+        self.logits.iter().map(|logit| (f64::from(*logit).exp() / sum).ln()).collect()
+    }
+
+    /// The token that has these bytes and about this logarithm of its probability.
+    fn find(&self, all: &[f64], bytes: &[u8], logprob: f64) -> u32 {
+        let words = self.engine.tokenizer();
+        let near = |id: &u32| words.token_bytes(*id) == bytes && (all[*id as usize] - logprob).abs() < 1e-3;
+        let control = |id: &u32| words.control_name(*id).is_some_and(|name| name.as_bytes() == bytes);
+        let mut found = (0..all.len() as u32).filter(|id| near(id) || (control(id) && bytes.starts_with(b"<")));
+        found.next().unwrap_or_else(|| {
+            let same = (0..all.len() as u32).filter(|id| words.token_bytes(*id) == bytes);
+            let same: Vec<_> = same.map(|id| (id, all[id as usize])).collect();
+            panic!("{bytes:?} at {logprob} after {:?}, found {same:?}", self.text)
+        })
+    }
+
+    /// Follows the tokens of an answer; returns their text.
+    fn follow(&mut self, tokens: &[Told], top: usize) -> String {
+        let mut text = Vec::new();
+        for (bytes, logprob, likely) in tokens {
+            let all = self.logprobs();
+            let own = self.find(&all, bytes, *logprob);
+            let mut sorted = all.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            assert_eq!(likely.len(), top, "{:?}", self.text);
+            for ((bytes, logprob), expected) in likely.iter().zip(&sorted) {
+                assert!((logprob - expected).abs() < 1e-3, "{logprob} {expected} after {:?}", self.text);
+                self.find(&all, bytes, *logprob);
+            }
+            text.extend_from_slice(bytes);
+            self.text = String::from_utf8_lossy(&text).into_owned();
+            self.run(&[own]);
+        }
+        self.text.clone()
+    }
+}
+
+/// The tokens of `logprobs.content`.
+fn told(content: &Value) -> Vec<Told> {
+    let entry = |value: &Value| {
+        let bytes: Vec<u8> = serde_json::from_value(value["bytes"].clone()).unwrap();
+        assert_eq!(value["token"], String::from_utf8_lossy(&bytes).as_ref());
+        (bytes, value["logprob"].as_f64().unwrap())
+    };
+    let token = |value: &Value| {
+        let (bytes, logprob) = entry(value);
+        (bytes, logprob, value["top_logprobs"].as_array().unwrap().iter().map(entry).collect())
+    };
+    content.as_array().unwrap_or_else(|| panic!("{content}")).iter().map(token).collect()
+}
+
+/// However tokens were drawn, what is told is the model's own distribution, which is computed here a second time.
+#[test]
+fn logprobs_are_those_of_the_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home");
+    let served = Served::start(dir.path(), &home, "", &[]);
+    let mut judge = Judge::new(&home);
+    let messages = json!([{"role": "user", "content": "dim the hall lights to 30 and shut the blinds"}]);
+    let chat =
+        ChatRequest { messages: messages.as_array().unwrap().clone(), tools: None, enable_thinking: Some(false) };
+    let prompt = judge.engine.encode_chat(&chat).unwrap();
+    // Begins as the model would: else it thinks first, which the judge does not see.
+    let schema = json!({"type": "array", "minItems": 1, "maxItems": 1, "items": {"type": "object",
+        "required": ["device"], "additionalProperties": false, "properties": {"device": {"enum": ["lamp", "light"]}}}});
+    let form = json!({"type": "json_schema", "json_schema": {"schema": schema}});
+    for (more, top) in [
+        (json!({"temperature": 0}), 20),
+        (json!({"temperature": 2, "top_k": 3, "seed": 5, "max_tokens": 12, "repetition_penalty": 1.5}), 2),
+        (json!({"temperature": 0, "logit_bias": {"300": 100}, "max_tokens": 3}), 0),
+        (json!({"temperature": 0, "response_format": form}), 3),
+        // The answer ends within a token's text, or before one.
+        (json!({"temperature": 0, "stop": ["hall"]}), 1),
+    ] {
+        let mut body = json!({"messages": messages, "logprobs": true, "top_logprobs": top});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let whole = post(&served, CHAT, &body).json();
+        assert_eq!(whole["usage"]["completion_tokens_details"]["reasoning_tokens"], 0, "{whole}");
+        let choice = &whole["choices"][0];
+        let text = choice["message"]["content"].as_str().unwrap_or_else(|| panic!("{whole}"));
+        let tokens = told(&choice["logprobs"]["content"]);
+        assert!(!tokens.is_empty() && choice["logprobs"]["refusal"].is_null(), "{whole}");
+        judge.begin(&prompt);
+        let spelled = judge.follow(&tokens, top);
+        assert!(spelled.starts_with(text), "{spelled:?} {text:?}");
+        if body["stop"].is_null() {
+            assert_eq!(spelled, text);
+        }
+
+        // In pieces: the same tokens, each with the text that it is of.
+        body["stream"] = json!(true);
+        body["seed"] = whole["seed"].clone();
+        let streamed = chunks(&post(&served, CHAT, &body));
+        let mut pieces = Vec::new();
+        for chunk in &streamed {
+            let choice = &chunk["choices"][0];
+            if let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
+                let piece = told(&choice["logprobs"]["content"]);
+                let bytes: Vec<u8> = piece.iter().flat_map(|token| token.0.clone()).collect();
+                assert!(String::from_utf8_lossy(&bytes).starts_with(text), "{chunk}");
+                pieces.extend(piece);
+            }
+        }
+        assert_eq!(pieces, tokens);
+    }
+
+    // The older shape.
+    let body = json!({"prompt": "The kitchen is", "logprobs": 2, "temperature": 0, "max_tokens": 6});
+    let whole = post(&served, "/v1/completions", &body).json();
+    let logprobs = &whole["choices"][0]["logprobs"];
+    judge.begin(&judge.engine.encode_text("The kitchen is"));
+    let mut text = String::new();
+    for at in 0..logprobs["tokens"].as_array().unwrap().len() {
+        let token = logprobs["tokens"][at].as_str().unwrap();
+        assert_eq!(logprobs["text_offset"][at], text.chars().count());
+        let all = judge.logprobs();
+        let (own, logprob) = (all.iter().copied().fold(f64::MIN, f64::max), &logprobs["token_logprobs"][at]);
+        assert!((own - logprob.as_f64().unwrap()).abs() < 1e-3, "{logprobs}");
+        let top = logprobs["top_logprobs"][at].as_object().unwrap();
+        assert_eq!((top.len(), &top[token]), (2, logprob), "{logprobs}");
+        text.push_str(token);
+        let id = judge.find(&all, token.as_bytes(), own);
+        judge.run(&[id]);
+    }
+    assert_eq!(whole["choices"][0]["text"], text);
+    served.stop();
+}
+
+#[test]
+fn responses_whole_streamed_and_refused() {
+    let daemon = Daemon::start("");
+    let tools = json!([{"type": "function", "name": "set_light"}]);
+    let whole = daemon.post("/v1/responses", &json!({"input": "@think a", "instructions": "s"}).to_string()).json();
+    assert_eq!((&whole["object"], &whole["status"]), (&"response".into(), &"completed".into()), "{whole}");
+    assert!(whole["id"].as_str().unwrap().starts_with("resp_"));
+    assert_eq!(whole["output"][0]["content"][0]["text"], "let me see");
+    assert_eq!(whole["output"][1]["content"][0]["text"], "You said: s|@think a");
+
+    let body = json!({"input": "@call", "tools": tools, "stream": true});
+    let streamed = daemon.post("/v1/responses", &body.to_string());
+    let mut events = Vec::new();
+    for event in streamed.events().into_iter().filter(|event| event.starts_with("event: ")) {
+        let (name, data) = event.split_once('\n').unwrap();
+        let data: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
+        assert_eq!(data["type"], name.strip_prefix("event: ").unwrap());
+        assert_eq!(data["sequence_number"], events.len());
+        events.push(data);
+    }
+    let last = &events.last().unwrap()["response"];
+    assert_eq!((&last["status"], last["output"].as_array().unwrap().len()), (&"completed".into(), 2), "{streamed:?}");
+    assert_eq!(last["output"][1]["name"], "set_light");
+
+    // Failures name fields as responses do.
+    let refused = daemon.post("/v1/responses", r#"{"input":"@refuse"}"#);
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &"input".into()));
+    let stateful = daemon.post("/v1/responses", r#"{"input":"a","previous_response_id":"resp_1"}"#);
+    assert_eq!((stateful.status, &stateful.json()["error"]["param"]), (400, &"previous_response_id".into()));
 }

@@ -158,6 +158,13 @@ fn chats() {
 }
 
 #[test]
+fn responses() {
+    let (accepted, [good, bad]) = checked("response", checks::response);
+    assert_eq!(accepted, ["items", "string"]);
+    assert!(good > 10 && bad > 100, "{good} accepted, {bad} refused");
+}
+
+#[test]
 fn pieces() {
     let (accepted, [good, bad]) = checked("pieces", checks::pieces);
     assert_eq!(accepted, ["large", "pubsub", "short", "umlauts"]);

@@ -45,7 +45,7 @@ fn answer(
             Progress::Delta(delta) => deltas.push(delta.clone()),
             // Of a prompt that is known less is computed: that is no step.
             Progress::Token(_) => steps += 1,
-            Progress::Prefill(_) | Progress::Cached(_) => {}
+            Progress::Prefill(_) | Progress::Cached(_) | Progress::Logprobs(_) => {}
         }
         if steps == patience { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };

@@ -31,7 +31,8 @@ fn a_chat_completion_has_openais_shape() {
     assert_eq!(choice["finish_reason"], "length");
     let details = serde_json::json!({"cached_tokens": 0});
     let usage = serde_json::json!({
-        "prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12, "prompt_tokens_details": details
+        "prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12, "prompt_tokens_details": details,
+        "completion_tokens_details": {"reasoning_tokens": 0},
     });
     assert_eq!(json["usage"], usage);
     assert_eq!(json["seed"], 7);

@@ -302,6 +302,7 @@ impl Backend for Loaded {
             Progress::Delta(Delta::Text(text)) => on(Step::Text(text)),
             Progress::Delta(Delta::Thought(text)) => on(Step::Thought(text)),
             Progress::Delta(Delta::Call(call)) => on(Step::Call(call)),
+            Progress::Logprobs(tokens) => on(Step::Logprobs(tokens)),
             Progress::Token(ran) => {
                 written += 1;
                 on(Step::Tick)?;
@@ -315,7 +316,8 @@ impl Backend for Loaded {
             }
         };
         let (stops, format, calls) = (&sampling.stop[..], sampling.format.as_ref(), sampling.calls);
-        let outcome = self.engine.generate(prompt, params, Wanted { stops, format, calls, max_tokens }, &mut tell);
+        let wanted = Wanted { stops, format, calls, logprobs: sampling.logprobs, max_tokens };
+        let outcome = self.engine.generate(prompt, params, wanted, &mut tell);
         self.limit_cache();
         let outcome = outcome.map_err(|error| match error {
             EngineError::Format(_) => {
@@ -331,6 +333,7 @@ impl Backend for Loaded {
             cached_tokens: outcome.cached_tokens,
             broken_at: outcome.broken_at,
             completion_tokens: outcome.completion_tokens,
+            thought_tokens: outcome.thought_tokens,
             seed: outcome.seed,
         })
     }

@@ -60,7 +60,7 @@ fn declarations(file: &Path) -> Result<Vec<Value>, String> {
     let named = |reason: String| format!("tools_file: {}: {reason}", file.display());
     let tools: Value = serde_json::from_str(&read("tools_file", file)?).map_err(|error| named(error.to_string()))?;
     let mut fields = Fields::from(Map::from_iter([("tools".to_owned(), tools)]));
-    match tools::take(&mut fields, &mut Sampling::default()) {
+    match tools::take(&mut fields, &mut Sampling::default(), tools::Shape::Chat) {
         Ok(Value::Array(tools)) => Ok(tools),
         Ok(_) => Err(named("there are no tools in it".into())),
         Err(error) => Err(named(error.message)),

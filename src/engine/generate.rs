@@ -1,5 +1,6 @@
 //! A prompt in, an answer out: prefill, then sample and step until the model ends its turn.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use crate::engine::checkpoint::GenerationDefaults;
 use crate::engine::checkpoint::source::Source;
 use crate::engine::grammar::{Constraint, Format, GrammarError, Grammars};
 use crate::engine::kv_cache::REACH;
+use crate::engine::logprobs::{Logprob, Scores};
 use crate::engine::pack::{self, PackError};
 use crate::engine::pinned::{self, Pinned};
 use crate::engine::prefix::{self, Prefixes};
@@ -67,6 +69,8 @@ pub struct Wanted<'a> {
     pub format: Option<&'a Format>,
     /// Whether calls of tools are read out of it.
     pub calls: bool,
+    /// Whether it is told how likely the tokens of its text were, and with how many alternatives.
+    pub logprobs: Option<usize>,
     /// Most tokens that it has.
     pub max_tokens: usize,
 }
@@ -80,6 +84,8 @@ pub enum Progress<'a> {
     Prefill(usize),
     /// More of the answer, or of what the model thinks before it.
     Delta(&'a Delta),
+    /// How likely the tokens of the text were that comes next.
+    Logprobs(&'a [Logprob]),
     /// A token was chosen; its text, if it gave any, came before. So many tokens went through the layers for it: one, or the
     /// prompt, or one with those that the form of the answer forced after it.
     Token(usize),
@@ -107,6 +113,8 @@ pub struct Outcome {
     pub broken_at: Option<usize>,
     /// Tokens sampled, the one that ended the turn included.
     pub completion_tokens: usize,
+    /// Those of them that belong to thoughts.
+    pub thought_tokens: usize,
     /// The seed in use.
     pub seed: u64,
 }
@@ -279,8 +287,12 @@ impl Engine {
             cached_tokens: start.cached,
             broken_at: start.broken_at,
             completion_tokens: 0,
+            thought_tokens: 0,
             seed: sampler.seed(),
         };
+        let mut likely = wanted.logprobs.map(Likely::new);
+        // What the form forces and is still to come: with probabilities each token is a step of its own.
+        let mut forced = VecDeque::new();
         let mut ran = prompt.len();
         let read =
             on(Progress::Cached(start.cached)).is_continue() && self.read(prompt, start.cached, start.branch, on);
@@ -290,14 +302,22 @@ impl Engine {
                 outcome.finish = Finish::Length;
                 break;
             }
-            let mut tokens = Vec::new();
-            if let Some(constraint) = &mut constraint {
-                constraint.apply(scores)?;
+            if let Some(likely) = &mut likely {
+                likely.scores.keep(scores);
             }
-            tokens.push(sampler.next(scores));
-            if let (Some(constraint), false) = (&mut constraint, self.defaults.eos.contains(&tokens[0])) {
-                tokens.extend(constraint.accept(tokens[0])?);
-                tokens[1..].iter().for_each(|token| sampler.saw(*token));
+            let mut tokens = Vec::new();
+            if let Some(token) = forced.pop_front() {
+                tokens.push(token);
+            } else {
+                if let Some(constraint) = &mut constraint {
+                    constraint.apply(scores)?;
+                }
+                tokens.push(sampler.next(scores));
+                if let (Some(constraint), false) = (&mut constraint, self.defaults.eos.contains(&tokens[0])) {
+                    let next = constraint.accept(tokens[0])?;
+                    next.iter().for_each(|token| sampler.saw(*token));
+                    if likely.is_some() { forced.extend(next) } else { tokens.extend(next) }
+                }
             }
             for (nth, token) in tokens.iter().enumerate() {
                 outcome.completion_tokens += 1;
@@ -305,7 +325,15 @@ impl Engine {
                     outcome.finish = Finish::Stop;
                     break 'answer;
                 }
-                let told = tell(&stream.push(&self.tokenizer, *token), on);
+                let before = (stream.in_text(), stream.in_thought());
+                let deltas = stream.push(&self.tokenizer, *token);
+                outcome.thought_tokens += usize::from(before.1 || stream.in_thought());
+                if let Some(likely) = likely.as_mut().filter(|_| before.0 && stream.in_text())
+                    && !self.tokenizer.is_control(*token)
+                {
+                    likely.add(*token);
+                }
+                let told = tell(&deltas, likely.as_mut(), on);
                 if told.is_break() || (nth == 0 && on(Progress::Token(ran)).is_break()) {
                     return Ok(outcome);
                 }
@@ -313,7 +341,8 @@ impl Engine {
                     outcome.finish = Finish::Stop;
                     break 'answer;
                 }
-                let complete = nth + 1 == tokens.len() && constraint.as_ref().is_some_and(Constraint::ended);
+                let last = nth + 1 == tokens.len() && forced.is_empty();
+                let complete = last && constraint.as_ref().is_some_and(Constraint::ended);
                 if complete {
                     outcome.finish = Finish::Stop;
                     break 'answer;
@@ -337,7 +366,7 @@ impl Engine {
                 runner.run(&tokens, &mut |_| ControlFlow::Continue(()))
             })?;
         }
-        if outcome.finish != Finish::Cancelled && tell(&stream.finish(), on).is_break() {
+        if outcome.finish != Finish::Cancelled && tell(&stream.finish(), likely.as_mut(), on).is_break() {
             outcome.finish = Finish::Cancelled;
         }
         Ok(outcome)
@@ -392,6 +421,36 @@ impl Engine {
     }
 }
 
-fn tell(deltas: &[Delta], on: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
-    deltas.iter().try_for_each(|delta| on(Progress::Delta(delta)))
+/// How likely the tokens of an answer are.
+struct Likely {
+    /// At the place of the next token.
+    scores: Scores,
+    /// Alternatives that are told.
+    top: usize,
+    /// Of tokens whose text is still to come.
+    pending: Vec<Logprob>,
+}
+
+impl Likely {
+    fn new(top: usize) -> Likely {
+        Likely { scores: Scores::default(), top, pending: Vec::new() }
+    }
+
+    fn add(&mut self, token: u32) {
+        self.pending.push(self.scores.of(token, self.top));
+    }
+}
+
+fn tell(
+    deltas: &[Delta],
+    mut likely: Option<&mut Likely>,
+    on: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    deltas.iter().try_for_each(|delta| {
+        // Tokens of a stop text, which is never told, stay behind.
+        if let (Delta::Text(_), Some(likely)) = (delta, &mut likely) {
+            on(Progress::Logprobs(&std::mem::take(&mut likely.pending)))?;
+        }
+        on(Progress::Delta(delta))
+    })
 }

@@ -6,6 +6,7 @@ pub mod eval;
 pub mod generate;
 pub mod grammar;
 pub mod kv_cache;
+pub mod logprobs;
 pub mod measure;
 pub mod model;
 pub mod ops;

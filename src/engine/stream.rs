@@ -95,6 +95,16 @@ impl TextStream {
         self
     }
 
+    /// Whether what comes next is text of the answer.
+    pub fn in_text(&self) -> bool {
+        self.channel == Channel::Text
+    }
+
+    /// Whether what comes next belongs to a thought.
+    pub fn in_thought(&self) -> bool {
+        matches!(self.channel, Channel::Name | Channel::Thought)
+    }
+
     /// Whether a stop string has come; the answer ends before it.
     pub fn stopped(&self) -> bool {
         self.stopped

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 pub use crate::engine::generate::Finish;
 pub use crate::engine::grammar::Format;
+pub use crate::engine::logprobs::{Logprob, MAX_TOP};
 pub use crate::engine::tools::Call;
 
 /// Facts about the loaded model, for `/v1/models`, the retained MQTT `info` and the logs.
@@ -100,6 +101,8 @@ pub struct Sampling {
     pub format: Option<Format>,
     /// Whether calls of tools are read out of the answer.
     pub calls: bool,
+    /// Whether it is told how likely the tokens of the text were, and with how many alternatives.
+    pub logprobs: Option<usize>,
     /// Most tokens of the answer, thinking included. The scheduler always passes a number that fits the context.
     pub max_tokens: Option<usize>,
 }
@@ -120,6 +123,8 @@ pub enum Step<'a> {
     Thought(&'a str),
     /// A call of a tool.
     Call(&'a Call),
+    /// How likely the tokens of the text were that comes next.
+    Logprobs(&'a [Logprob]),
     /// A token that gave no text yet.
     Tick,
 }
@@ -137,6 +142,8 @@ pub struct Outcome {
     pub broken_at: Option<usize>,
     /// Tokens generated, thinking and the end of the turn included.
     pub completion_tokens: usize,
+    /// Those of them that belong to thoughts.
+    pub thought_tokens: usize,
     /// The seed that was used, given or drawn.
     pub seed: u64,
 }

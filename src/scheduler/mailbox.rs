@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::backend::Call;
+use super::backend::{Call, Logprob};
 use super::counters::Counters;
 use super::lock::lock;
 use super::request::{Answer, Code, Failure};
@@ -27,6 +27,8 @@ pub struct Update {
     pub thought: String,
     /// More of the answer.
     pub text: String,
+    /// How likely the tokens of that were, where it was asked.
+    pub logprobs: Vec<Logprob>,
     /// More calls of tools.
     pub calls: Vec<Call>,
     /// The end; nothing follows.

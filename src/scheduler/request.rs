@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::backend::{Call, Finish, Input, InputError, Sampling};
+use super::backend::{Call, Finish, Input, InputError, Logprob, Sampling};
 
 /// A prompt with everything that is needed to answer it.
 #[derive(Clone, Debug)]
@@ -124,6 +124,8 @@ pub struct Timings {
 pub struct Answer {
     /// The whole text, whatever was sent in pieces before.
     pub text: String,
+    /// How likely its tokens were, where it was asked.
+    pub logprobs: Vec<Logprob>,
     /// What the model thought, if it did.
     pub thought: String,
     /// Tools that the model wants to have called.
@@ -138,6 +140,8 @@ pub struct Answer {
     pub broken_at: Option<usize>,
     /// Tokens generated.
     pub completion_tokens: usize,
+    /// Those of them that belong to thoughts.
+    pub thought_tokens: usize,
     /// The seed that gives this answer again.
     pub seed: u64,
     /// Where the time went.

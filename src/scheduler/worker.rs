@@ -45,6 +45,7 @@ fn serve(
     });
 
     let (mut text, mut thought, mut calls) = (String::new(), String::new(), Vec::new());
+    let (mut logprobs, mut pending) = (Vec::new(), Vec::new());
     let mut first_token = None;
     let mut cut = None;
     let outcome = backend.generate(&prompt, &sampling, &mut |step| {
@@ -56,8 +57,14 @@ fn serve(
             Step::Prefill { done, total } => job.reply.tell(|update| update.prefill = Some((done, total))),
             Step::Text(more) => {
                 text.push_str(more);
-                job.reply.tell(|update| update.text.push_str(more));
+                logprobs.extend_from_slice(&pending);
+                job.reply.tell(|update| {
+                    update.text.push_str(more);
+                    update.logprobs.append(&mut pending);
+                });
             }
+            // They reach the reader with the text that they belong to.
+            Step::Logprobs(more) => pending.extend_from_slice(more),
             Step::Thought(more) => {
                 thought.push_str(more);
                 job.reply.tell(|update| update.thought.push_str(more));
@@ -94,6 +101,7 @@ fn serve(
     let timings = timings(job.submitted, started, first_token, &outcome);
     Ok(Answer {
         text,
+        logprobs,
         thought,
         calls,
         finish: outcome.finish,
@@ -101,6 +109,7 @@ fn serve(
         cached_tokens: outcome.cached_tokens,
         broken_at: outcome.broken_at,
         completion_tokens: outcome.completion_tokens,
+        thought_tokens: outcome.thought_tokens,
         seed: outcome.seed,
         timings,
     })

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
-use super::tools;
+use super::tools::{self, Shape};
 use crate::scheduler::Priority;
 use crate::scheduler::backend::{Format, Input, InputError, Sampling};
 
@@ -130,6 +130,7 @@ impl Fields {
             stop: self.stop()?,
             format: self.format()?,
             calls: false,
+            logprobs: None,
             max_tokens: max_tokens.map(|x| x as usize),
         })
     }
@@ -170,48 +171,12 @@ impl Fields {
         seed.map(Some).ok_or_else(|| wrong("seed", "a 64-bit integer", &value))
     }
 
-    /// OpenAI's `response_format`, and three kinds more.
+    /// `response_format`.
     fn format(&mut self) -> Result<Option<Format>, InputError> {
-        const KINDS: &str = "text, json_object, json_schema, regex, grammar or choice";
-        let map = match self.take("response_format") {
-            None => return Ok(None),
-            Some(Value::Object(map)) => map,
-            // In a query, which has texts only.
-            Some(Value::String(text)) => match serde_json::from_str(&text) {
-                Ok(Value::Object(map)) => map,
-                _ => return Err(wrong("response_format", "an object", &Value::String(text))),
-            },
-            Some(other) => return Err(wrong("response_format", "an object", &other)),
-        };
-        let mut fields = Fields(map);
-        let at = |name: &str| format!("response_format.{name}");
-        let missing = |name: &str| InputError::new(at(name), format!("{}: missing", at(name)));
-        let text = |fields: &mut Fields, name: &str| match fields.take(name) {
-            Some(Value::String(text)) => Ok(text),
-            Some(other) => Err(wrong(&at(name), "a string", &other)),
-            None => Err(missing(name)),
-        };
-        let kind = text(&mut fields, "type")?;
-        Ok(match kind.as_str() {
-            "text" => None,
-            "json_object" => Some(Format::Object),
-            "json_schema" => match fields.take("json_schema").map(|wanted| wanted["schema"].clone()) {
-                Some(schema @ (Value::Object(_) | Value::Bool(true))) => Some(Format::Schema(schema)),
-                Some(Value::Null) | None => return Err(missing("json_schema.schema")),
-                Some(other) => return Err(wrong(&at("json_schema.schema"), "an object", &other)),
-            },
-            "regex" => Some(Format::Regex(text(&mut fields, "regex")?)),
-            "grammar" => Some(Format::Lark(text(&mut fields, "grammar")?)),
-            "choice" => {
-                let expected = format!("an array of 1 to {MAX_CHOICES} strings that are not empty");
-                let choices = fields.take("choice").ok_or_else(|| missing("choice"))?;
-                let texts = choices.as_array().filter(|texts| (1..=MAX_CHOICES).contains(&texts.len()));
-                let text = |text: &Value| text.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-                let texts = texts.and_then(|texts| texts.iter().map(text).collect());
-                Some(Format::Choice(texts.ok_or_else(|| wrong(&at("choice"), &expected, &choices))?))
-            }
-            _ => return Err(wrong(&at("type"), KINDS, &Value::String(kind))),
-        })
+        let Some(value) = self.take("response_format") else { return Ok(None) };
+        // In a query, which has texts only.
+        let read = value.as_str().and_then(|text| serde_json::from_str(text).ok());
+        format("response_format", read.unwrap_or(value), Shape::Chat)
     }
 
     fn stop(&mut self) -> Result<Vec<String>, InputError> {
@@ -241,6 +206,53 @@ impl From<Map<String, Value>> for Fields {
     fn from(map: Map<String, Value>) -> Fields {
         Fields(map)
     }
+}
+
+/// OpenAI's form of an answer at `path`, and three kinds more; `None` is text.
+///
+/// # Errors
+///
+/// Naming what is missing, malformed or unknown.
+pub fn format(path: &str, value: Value, shape: Shape) -> Result<Option<Format>, InputError> {
+    const KINDS: &str = "text, json_object, json_schema, regex, grammar or choice";
+    let Value::Object(map) = value else { return Err(wrong(path, "an object", &value)) };
+    let mut fields = Fields(map);
+    let at = |name: &str| format!("{path}.{name}");
+    let missing = |name: &str| InputError::new(at(name), format!("{}: missing", at(name)));
+    let text = |fields: &mut Fields, name: &str| match fields.take(name) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(wrong(&at(name), "a string", &other)),
+        None => Err(missing(name)),
+    };
+    let kind = text(&mut fields, "type")?;
+    Ok(match kind.as_str() {
+        "text" => None,
+        "json_object" => Some(Format::Object),
+        "json_schema" => {
+            let (name, wanted) = match shape {
+                Shape::Chat => {
+                    ("json_schema.schema", fields.take("json_schema").map(|wanted| wanted["schema"].clone()))
+                }
+                Shape::Response => ("schema", fields.take("schema")),
+            };
+            match wanted {
+                Some(schema @ (Value::Object(_) | Value::Bool(true))) => Some(Format::Schema(schema)),
+                Some(Value::Null) | None => return Err(missing(name)),
+                Some(other) => return Err(wrong(&at(name), "an object", &other)),
+            }
+        }
+        "regex" => Some(Format::Regex(text(&mut fields, "regex")?)),
+        "grammar" => Some(Format::Lark(text(&mut fields, "grammar")?)),
+        "choice" => {
+            let expected = format!("an array of 1 to {MAX_CHOICES} strings that are not empty");
+            let choices = fields.take("choice").ok_or_else(|| missing("choice"))?;
+            let texts = choices.as_array().filter(|texts| (1..=MAX_CHOICES).contains(&texts.len()));
+            let text = |text: &Value| text.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+            let texts = texts.and_then(|texts| texts.iter().map(text).collect());
+            Some(Format::Choice(texts.ok_or_else(|| wrong(&at("choice"), &expected, &choices))?))
+        }
+        _ => return Err(wrong(&at("type"), KINDS, &Value::String(kind))),
+    })
 }
 
 /// A conversation of one user message, with the instructions of `system` before it.
@@ -373,6 +385,7 @@ mod tests {
             stop: vec!["END".into()],
             format: None,
             calls: false,
+            logprobs: None,
             max_tokens: Some(9),
         };
         assert_eq!(sampling(json).unwrap(), expected);

@@ -1,32 +1,35 @@
 //! OpenAI's chat completions and completions as JSON, without I/O.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::fields::{Fields, messages, unsupported, wrong};
 use super::preset::Presets;
-use super::tools;
-use crate::scheduler::backend::{Call, Finish, Input, InputError, Sampling};
+use super::tools::Shape;
+use super::{logprobs, tools};
+use crate::scheduler::backend::{Call, Finish, Input, InputError, Logprob, MAX_TOP, Sampling, Vocabulary};
 use crate::scheduler::{Answer, Code, Failure};
 
 /// Fields of the API that change the answer in ways this daemon does not offer, and the values that are harmless.
-const UNSUPPORTED: [(&str, &[&str]); 11] = [
+const UNSUPPORTED: [(&str, &[&str]); 8] = [
     ("functions", &["[]"]),
     ("function_call", &["\"none\"", "\"auto\""]),
-    ("logprobs", &["false"]),
-    ("top_logprobs", &["0"]),
     ("n", &["1"]),
     ("best_of", &["1"]),
     ("modalities", &["[\"text\"]"]),
     ("audio", &[]),
     ("prediction", &[]),
     ("web_search_options", &[]),
-    ("reasoning_effort", &[]),
 ];
 
 /// The same of `POST /v1/completions` alone.
 const UNSUPPORTED_TEXT: [(&str, &[&str]); 2] = [("echo", &["false"]), ("suffix", &["\"\""])];
 
-fn refuse(fields: &mut Fields, unsupported_fields: &[(&str, &[&str])]) -> Result<(), InputError> {
+/// What `reasoning_effort` can be. The model knows no degrees: it thinks or does not.
+const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+
+pub(super) fn refuse(fields: &mut Fields, unsupported_fields: &[(&str, &[&str])]) -> Result<(), InputError> {
     for (name, harmless) in unsupported_fields {
         if fields.take(name).is_some_and(|value| !harmless.contains(&value.to_string().as_str())) {
             return Err(unsupported(name));
@@ -46,6 +49,27 @@ fn streaming(fields: &mut Fields) -> Result<(bool, bool), InputError> {
         Some(options) => options["include_usage"].as_bool().unwrap_or(false),
     };
     Ok((stream, include_usage))
+}
+
+/// Whether the model may think first: `enable_thinking`, or OpenAI's name of it, at `path`.
+pub(super) fn thinking(fields: &mut Fields, path: &str, effort: Option<Value>) -> Result<bool, InputError> {
+    let flag = fields.flag("enable_thinking")?;
+    let Some(effort) = effort else { return Ok(flag.unwrap_or(false)) };
+    let known = effort.as_str().filter(|effort| EFFORTS.contains(effort));
+    let wanted = known.ok_or_else(|| wrong(path, EFFORTS.join(", "), &effort))? != "none";
+    if flag.is_some_and(|flag| flag != wanted) {
+        return Err(InputError::new(path, format!("{path}: says something else than enable_thinking")));
+    }
+    Ok(wanted)
+}
+
+/// How many alternatives a chat wants to hear of with every token, if it wants to hear how likely they were.
+fn chat_logprobs(fields: &mut Fields) -> Result<Option<usize>, InputError> {
+    let wanted = fields.flag("logprobs")?.unwrap_or(false);
+    match fields.integer("top_logprobs", 0..=MAX_TOP as u64)? {
+        Some(1..) if !wanted => Err(InputError::new("top_logprobs", "top_logprobs: only with \"logprobs\": true")),
+        top => Ok(wanted.then_some(top.unwrap_or(0) as usize)),
+    }
 }
 
 /// A parsed `POST /v1/chat/completions` or `POST /v1/completions`.
@@ -117,12 +141,14 @@ impl ChatRequest {
         let most = presets.apply(&mut fields)?;
         refuse(&mut fields, &UNSUPPORTED)?;
         let (stream, include_usage) = streaming(&mut fields)?;
-        let enable_thinking = fields.flag("enable_thinking")?.unwrap_or(false);
+        let effort = fields.take("reasoning_effort");
+        let enable_thinking = thinking(&mut fields, "reasoning_effort", effort)?;
         let messages = messages(fields.take("messages"))?;
         let session = Session::take(&mut fields)?;
         let mut sampling = fields.sampling()?;
         sampling.max_tokens = most.into_iter().chain(sampling.max_tokens).min();
-        let tools = tools::take(&mut fields, &mut sampling)?;
+        sampling.logprobs = chat_logprobs(&mut fields)?;
+        let tools = tools::take(&mut fields, &mut sampling, Shape::Chat)?;
         Ok(ChatRequest {
             input: Input::Chat { messages, tools, enable_thinking },
             sampling,
@@ -150,13 +176,9 @@ impl ChatRequest {
             Some(other) => return Err(wrong("prompt", "a string, or an array of one", &other)),
             None => return Err(InputError::new("prompt", "prompt: missing")),
         };
-        Ok(ChatRequest {
-            input: Input::Raw(prompt),
-            sampling: fields.sampling()?,
-            stream,
-            include_usage,
-            session: None,
-        })
+        let logprobs = fields.integer("logprobs", 0..=MAX_TOP as u64)?.map(|top| top as usize);
+        let sampling = Sampling { logprobs, ..fields.sampling()? };
+        Ok(ChatRequest { input: Input::Raw(prompt), sampling, stream, include_usage, session: None })
     }
 }
 
@@ -173,7 +195,7 @@ pub enum Kind {
 }
 
 /// What all pieces of one answer have in common.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Envelope {
     /// Of chat or text.
     pub kind: Kind,
@@ -183,13 +205,15 @@ pub struct Envelope {
     pub created: u64,
     /// Name of the model.
     pub model: String,
+    /// For who asked how likely the tokens were.
+    pub words: Option<Arc<dyn Vocabulary>>,
 }
 
 impl Envelope {
     /// The whole answer.
     pub fn completion(&self, answer: &Answer) -> Value {
         if self.kind == Kind::Text {
-            let mut value = self.piece(&answer.text, Some(finish(answer)));
+            let mut value = self.piece(&answer.text, &answer.logprobs, &mut 0, Some(finish(answer)));
             count(&mut value, answer);
             return value;
         }
@@ -203,7 +227,8 @@ impl Envelope {
                 message["content"] = Value::Null;
             }
         }
-        let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish(answer)});
+        let logprobs = self.logprobs(&answer.logprobs);
+        let choice = json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish(answer)});
         let mut value = self.object("chat.completion", json!([choice]));
         count(&mut value, answer);
         value
@@ -214,12 +239,24 @@ impl Envelope {
         (self.kind == Kind::Chat).then(|| self.chunk(json!({"role": "assistant", "content": ""}), None))
     }
 
-    /// A piece of the answer.
-    pub fn text(&self, text: &str) -> Value {
+    /// A piece of the answer, whose tokens have their places `offset` characters after its beginning.
+    pub fn text(&self, text: &str, tokens: &[Logprob], offset: &mut usize) -> Value {
         match self.kind {
-            Kind::Chat => self.chunk(json!({"content": text}), None),
-            Kind::Text => self.piece(text, None),
+            Kind::Chat => {
+                let mut chunk = self.chunk(json!({"content": text}), None);
+                if self.words.is_some() {
+                    chunk["choices"][0]["logprobs"] = self.logprobs(tokens);
+                }
+                chunk
+            }
+            Kind::Text => self.piece(text, tokens, offset, None),
         }
+    }
+
+    /// Null where nobody asked.
+    fn logprobs(&self, tokens: &[Logprob]) -> Value {
+        let Some(words) = &self.words else { return Value::Null };
+        json!({"content": logprobs::content(words.as_ref(), tokens), "refusal": null})
     }
 
     /// A piece of what the model thinks, for which text has no place.
@@ -244,7 +281,7 @@ impl Envelope {
     pub fn finish(&self, answer: &Answer) -> Value {
         match self.kind {
             Kind::Chat => self.chunk(json!({}), Some(finish(answer))),
-            Kind::Text => self.piece("", Some(finish(answer))),
+            Kind::Text => self.piece("", &[], &mut 0, Some(finish(answer))),
         }
     }
 
@@ -256,8 +293,10 @@ impl Envelope {
         value
     }
 
-    fn piece(&self, text: &str, finish: Option<&str>) -> Value {
-        let choice = json!({"index": 0, "text": text, "logprobs": null, "finish_reason": finish});
+    fn piece(&self, text: &str, tokens: &[Logprob], offset: &mut usize, finish: Option<&str>) -> Value {
+        let words = self.words.as_ref().filter(|_| !text.is_empty());
+        let logprobs = words.map_or(Value::Null, |words| logprobs::text(words.as_ref(), tokens, offset));
+        let choice = json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish});
         self.object(TEXT_OBJECT, json!([choice]))
     }
 
@@ -297,6 +336,7 @@ pub fn usage(answer: &Answer) -> Value {
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": details,
+        "completion_tokens_details": {"reasoning_tokens": answer.thought_tokens},
     })
 }
 
@@ -350,7 +390,11 @@ mod tests {
             (r#","tools":[{"type":"function"}]"#, "tools[0].function.name"),
             (r#","tool_choice":"required""#, "tool_choice"),
             (r#","response_format":{"type":"xml"}"#, "response_format.type"),
-            (r#","logprobs":true"#, "logprobs"),
+            (r#","logprobs":1"#, "logprobs"),
+            (r#","top_logprobs":2"#, "top_logprobs"),
+            (r#","logprobs":true,"top_logprobs":21"#, "top_logprobs"),
+            (r#","reasoning_effort":"much""#, "reasoning_effort"),
+            (r#","reasoning_effort":"low","enable_thinking":false"#, "reasoning_effort"),
             (r#","n":2"#, "n"),
             (r#","logit_bias":{"1":500}"#, "logit_bias"),
             (r#","audio":{}"#, "audio"),
@@ -369,6 +413,12 @@ mod tests {
         let extra = r#","tools":[],"n":1,"response_format":{"type":"text"},"logprobs":false,"user":"u","logit_bias":{},
                       "tool_choice":null,"anything":{"else":[]}"#;
         assert_eq!(with(extra).unwrap(), plain);
+        assert_eq!(with(r#","top_logprobs":0,"reasoning_effort":"none""#).unwrap(), plain);
+        let told = |extra: &str| with(extra).unwrap().sampling.logprobs;
+        assert_eq!(told(r#","logprobs":true"#), Some(0));
+        assert_eq!(told(r#","logprobs":true,"top_logprobs":20"#), Some(20));
+        let thinks = with(r#","reasoning_effort":"low","enable_thinking":true"#).unwrap().input;
+        assert!(matches!(thinks, Input::Chat { enable_thinking: true, .. }));
         let streamed =
             with(r#","stream":true,"stream_options":{"include_usage":true},"enable_thinking":true"#).unwrap();
         assert!(streamed.stream && streamed.include_usage);
@@ -381,13 +431,15 @@ mod tests {
         let plain = read(r#"{"prompt":"a","max_tokens":3,"echo":false,"suffix":"","anything":1}"#).unwrap();
         assert_eq!((plain.input, plain.sampling.max_tokens, plain.stream), (Input::Raw("a".into()), Some(3), false));
         assert_eq!(read(r#"{"prompt":["b"]}"#).unwrap().input, Input::Raw("b".into()));
+        assert_eq!(read(r#"{"prompt":"a","logprobs":0}"#).unwrap().sampling.logprobs, Some(0));
         for (json, param) in [
             ("{}", "prompt"),
             (r#"{"prompt":["a","b"]}"#, "prompt"),
             (r#"{"prompt":[1,2]}"#, "prompt"),
             (r#"{"prompt":"a","echo":true}"#, "echo"),
             (r#"{"prompt":"a","suffix":"b"}"#, "suffix"),
-            (r#"{"prompt":"a","logprobs":1}"#, "logprobs"),
+            (r#"{"prompt":"a","logprobs":21}"#, "logprobs"),
+            (r#"{"prompt":"a","logprobs":true}"#, "logprobs"),
             (r#"{"prompt":"a","best_of":2}"#, "best_of"),
         ] {
             assert_eq!(read(json).unwrap_err().param.as_deref(), Some(param), "{json}");

@@ -11,13 +11,38 @@ pub const MAX_TOOLS: usize = 64;
 /// Longest name of a function.
 pub const MAX_NAME: usize = 64;
 
+/// Whose shape tools have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// What a function is stands in its field `function`.
+    Chat,
+    /// It stands beside the type.
+    Response,
+}
+
+impl Shape {
+    fn function(self, tool: &Value) -> &Value {
+        match self {
+            Shape::Chat => &tool["function"],
+            Shape::Response => tool,
+        }
+    }
+
+    fn path(self, path: &str) -> String {
+        match self {
+            Shape::Chat => format!("{path}.function"),
+            Shape::Response => path.to_owned(),
+        }
+    }
+}
+
 /// Takes `tools`, `tool_choice` and `parallel_tool_calls`; returns the declarations for the template and changes `sampling` so
 /// that calls are read and, where a call is required, forced.
 ///
 /// # Errors
 ///
 /// Naming the field that is malformed or contradicts another.
-pub fn take(fields: &mut Fields, sampling: &mut Sampling) -> Result<Value, InputError> {
+pub fn take(fields: &mut Fields, sampling: &mut Sampling, shape: Shape) -> Result<Value, InputError> {
     // One call at most is forced, and more are never prevented: the field says nothing new.
     fields.flag("parallel_tool_calls")?;
     let tools = match fields.take("tools") {
@@ -25,7 +50,7 @@ pub fn take(fields: &mut Fields, sampling: &mut Sampling) -> Result<Value, Input
         Some(Value::Array(tools)) if tools.len() <= MAX_TOOLS => tools,
         Some(other) => return Err(wrong("tools", format_args!("an array of up to {MAX_TOOLS} tools"), &other)),
     };
-    let tools = tools.into_iter().enumerate().map(|(at, tool)| declaration(&format!("tools[{at}]"), tool));
+    let tools = tools.into_iter().enumerate().map(|(at, tool)| declaration(&format!("tools[{at}]"), &tool, shape));
     let tools = tools.collect::<Result<Vec<Value>, InputError>>()?;
     let forced = match fields.take("tool_choice") {
         None => None,
@@ -33,16 +58,17 @@ pub fn take(fields: &mut Fields, sampling: &mut Sampling) -> Result<Value, Input
         Some(Value::String(choice)) if choice == "none" => return Ok(Value::Null),
         Some(Value::String(choice)) if choice == "required" => Some(tools.clone()),
         Some(choice) => {
-            let name = choice["function"]["name"].as_str().filter(|_| choice["type"] == "function");
+            let name = &shape.function(&choice)["name"];
+            let name = name.as_str().filter(|_| choice["type"] == "function");
             let Some(name) = name else {
                 return Err(wrong("tool_choice", "none, auto, required or {\"type\":\"function\",…}", &choice));
             };
             let named: Vec<Value> = tools.iter().filter(|tool| tool["function"]["name"] == name).cloned().collect();
             if named.is_empty() {
                 return Err(wrong(
-                    "tool_choice.function.name",
+                    &format!("{}.name", shape.path("tool_choice")),
                     "the name of one of tools",
-                    &choice["function"]["name"],
+                    &name.into(),
                 ));
             }
             Some(named)
@@ -55,7 +81,7 @@ pub fn take(fields: &mut Fields, sampling: &mut Sampling) -> Result<Value, Input
         if sampling.format.is_some() {
             return Err(InputError::new(
                 "tool_choice",
-                "tool_choice: a required call leaves no place for response_format",
+                "tool_choice: a required call leaves no place for another form of the answer",
             ));
         }
         sampling.format = Some(Format::Call(forced));
@@ -65,30 +91,31 @@ pub fn take(fields: &mut Fields, sampling: &mut Sampling) -> Result<Value, Input
 }
 
 /// What the template needs of a declaration, with nothing left undefined.
-fn declaration(path: &str, tool: Value) -> Result<Value, InputError> {
-    let at = |field: &str| format!("{path}.{field}");
+fn declaration(path: &str, tool: &Value, shape: Shape) -> Result<Value, InputError> {
     if tool["type"] != "function" {
-        return Err(wrong(&at("type"), "\"function\"", &tool["type"]));
+        return Err(wrong(&format!("{path}.type"), "\"function\"", &tool["type"]));
     }
-    let name = function_name(&at("function.name"), &tool["function"]["name"])?;
-    let description = match &tool["function"]["description"] {
+    let (tool, path) = (shape.function(tool), shape.path(path));
+    let at = |field: &str| format!("{path}.{field}");
+    let name = function_name(&at("name"), &tool["name"])?;
+    let description = match &tool["description"] {
         Value::Null => "",
         Value::String(text) => text,
-        other => return Err(wrong(&at("function.description"), "a string", other)),
+        other => return Err(wrong(&at("description"), "a string", other)),
     };
-    let parameters = match &tool["function"]["parameters"] {
+    let parameters = match &tool["parameters"] {
         Value::Null => Map::new(),
         Value::Object(schema) => schema.clone(),
-        other => return Err(wrong(&at("function.parameters"), "a JSON schema", other)),
+        other => return Err(wrong(&at("parameters"), "a JSON schema", other)),
     };
     let mut function = json!({"name": name, "description": description});
     if !parameters.is_empty() {
         let kind = parameters.get("type").cloned().unwrap_or_else(|| "object".into());
         if kind != "object" {
-            return Err(wrong(&at("function.parameters.type"), "\"object\"", &kind));
+            return Err(wrong(&at("parameters.type"), "\"object\"", &kind));
         }
         if let Some(other) = parameters.get("properties").filter(|properties| !properties.is_object()) {
-            return Err(wrong(&at("function.parameters.properties"), "an object", other));
+            return Err(wrong(&at("parameters.properties"), "an object", other));
         }
         function["parameters"] = Value::Object(parameters);
         function["parameters"]["type"] = kind;
@@ -96,7 +123,12 @@ fn declaration(path: &str, tool: Value) -> Result<Value, InputError> {
     Ok(json!({"type": "function", "function": function}))
 }
 
-fn function_name(path: &str, value: &Value) -> Result<String, InputError> {
+/// The name of a function.
+///
+/// # Errors
+///
+/// When it is none that every client and template knows.
+pub fn function_name(path: &str, value: &Value) -> Result<String, InputError> {
     let good = |name: &&str| {
         let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
         (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(known)
@@ -115,15 +147,7 @@ pub fn earlier(path: &str, calls: Value) -> Result<Vec<Value>, InputError> {
     let call = |(n, call): (usize, &Value)| {
         let at = |field: &str| format!("{path}[{n}].{field}");
         let name = function_name(&at("function.name"), &call["function"]["name"])?;
-        let arguments = match &call["function"]["arguments"] {
-            Value::Null => json!({}),
-            Value::Object(map) => json!(map),
-            Value::String(text) if text.trim().is_empty() => json!({}),
-            other => {
-                let read = other.as_str().and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
-                json!(read.ok_or_else(|| wrong(&at("function.arguments"), "a JSON object as a string", other))?)
-            }
-        };
+        let arguments = arguments(&at("function.arguments"), &call["function"]["arguments"])?;
         let id = match &call["id"] {
             id @ Value::String(_) => id,
             other => return Err(wrong(&at("id"), "a string", other)),
@@ -131,6 +155,23 @@ pub fn earlier(path: &str, calls: Value) -> Result<Vec<Value>, InputError> {
         Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
     };
     calls.iter().enumerate().map(call).collect()
+}
+
+/// The arguments of a call, as an object.
+///
+/// # Errors
+///
+/// When they are neither an object nor one in a string.
+pub fn arguments(path: &str, value: &Value) -> Result<Value, InputError> {
+    Ok(match value {
+        Value::Null => json!({}),
+        Value::Object(map) => json!(map),
+        Value::String(text) if text.trim().is_empty() => json!({}),
+        other => {
+            let read = other.as_str().and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
+            json!(read.ok_or_else(|| wrong(path, "a JSON object as a string", other))?)
+        }
+    })
 }
 
 /// Calls in OpenAI's shape; `first` calls of the same answer went before.
@@ -149,7 +190,8 @@ mod tests {
 
     fn read(json: Value) -> Result<(Value, Sampling), InputError> {
         let mut sampling = Sampling::default();
-        take(&mut Fields::parse(json.to_string().as_bytes())?, &mut sampling).map(|tools| (tools, sampling))
+        take(&mut Fields::parse(json.to_string().as_bytes())?, &mut sampling, Shape::Chat)
+            .map(|tools| (tools, sampling))
     }
 
     fn tool(name: &str) -> Value {

@@ -333,7 +333,7 @@ impl WireRequest {
     fn read(mut fields: Fields) -> Result<WireRequest, InputError> {
         let enable_thinking = fields.flag("enable_thinking")?.unwrap_or(false);
         let mut sampling = fields.sampling()?;
-        let tools = tools::take(&mut fields, &mut sampling)?;
+        let tools = tools::take(&mut fields, &mut sampling, tools::Shape::Chat)?;
         let raw = fields.flag("raw")?.unwrap_or(false);
         let system = fields.text("system")?;
         let mut input = match (fields.text("prompt")?, fields.take("messages")) {

@@ -145,6 +145,7 @@ impl Fake {
             cached_tokens: 0,
             broken_at: None,
             completion_tokens: 0,
+            thought_tokens: 0,
             seed: sampling.seed.unwrap_or(42),
         };
         for done in [prompt_tokens / 2, prompt_tokens] {

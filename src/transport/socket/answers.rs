@@ -1,5 +1,7 @@
 //! The routes that give answers of the model.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, Request as HttpRequest, State};
@@ -9,14 +11,16 @@ use serde_json::{Map, Value};
 
 use super::super::fields::{Fields, conversation};
 use super::super::openai::{ChatRequest, Envelope, Kind, Session};
+use super::super::responses::output::Output;
+use super::super::responses::request::ResponsesRequest;
 use super::super::waiting::Waiting;
-use super::body::{AnswerBody, Events, Plain};
+use super::body::{AnswerBody, Events, Form, Plain, ResponseEvents};
 use super::open::Name;
 use super::refusal::{Refusal, json_response};
 use super::service::{Service, unix_time};
 use super::sessions::Lease;
 use crate::scheduler::backend::{Input, InputError};
-use crate::scheduler::{Failure, Update};
+use crate::scheduler::{Answer, Failure, Update};
 
 /// How many messages of a session were known, where the body has no place to say it.
 const SESSION_KNOWN: &str = "x-session-known-messages";
@@ -41,36 +45,74 @@ pub(super) async fn completion(
     answer(&service, &name, text, Kind::Text).await
 }
 
+/// `POST /v1/responses`.
+pub(super) async fn response(
+    State(service): State<Service>,
+    Extension(name): Extension<Name>,
+    request: HttpRequest,
+) -> Result<Response, Refusal> {
+    let wanted = ResponsesRequest::parse(&service.body(request).await?)?;
+    let words = wanted.sampling.logprobs.map(|_| Arc::clone(&service.model().vocabulary));
+    let waiting = service.submit(&name, wanted.input, wanted.sampling)?;
+    let output = Output::new(name.id, unix_time(), service.model().name.clone(), wanted.echo, words);
+    if wanted.stream {
+        let first = first_update(&waiting).await.map_err(renamed)?;
+        return Ok(events(AnswerBody::new(waiting, first, ResponseEvents(output))));
+    }
+    let answer = whole(&waiting).await.map_err(renamed)?;
+    Ok(json_response(200, &output.whole(&answer)))
+}
+
+/// A failure that names a field of chat, by the name that responses have for it.
+fn renamed(mut failure: Failure) -> Failure {
+    for (chat, own) in [("messages", "input"), ("response_format", "text.format")] {
+        if failure.param.as_deref().is_some_and(|param| param.starts_with(chat)) {
+            failure.param = Some(own.into());
+        }
+    }
+    failure
+}
+
+/// The answer, once it is complete. When the client hangs up, hyper drops this future and with it the request.
+async fn whole(waiting: &Waiting) -> Result<Answer, Failure> {
+    loop {
+        if let Some(result) = waiting.next().await.ended {
+            return result;
+        }
+    }
+}
+
+/// Server-sent events.
+fn events<F: Form>(body: AnswerBody<F>) -> Response {
+    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    (headers, Body::new(body)).into_response()
+}
+
 async fn answer(service: &Service, name: &Name, chat: ChatRequest, kind: Kind) -> Result<Response, Refusal> {
+    let words = chat.sampling.logprobs.map(|_| Arc::clone(&service.model().vocabulary));
     let (lease, input) = service.go_on(chat.session, chat.input)?;
     let waiting = service.submit(name, input, chat.sampling)?;
     let id = format!("{}-{}", if kind == Kind::Chat { "chatcmpl" } else { "cmpl" }, name.id);
-    let envelope = Envelope { kind, id, created: unix_time(), model: service.model().name.clone() };
+    let envelope = Envelope { kind, id, created: unix_time(), model: service.model().name.clone(), words };
     if chat.stream {
         let first = first_update(&waiting).await?;
         let form = Events {
             envelope,
             include_usage: chat.include_usage,
             role_sent: false,
+            offset: 0,
             calls: 0,
             session: lease.as_ref().map(Lease::told),
         };
-        let body = Body::new(AnswerBody::new(waiting, first, form).continuing(lease, &name.id));
-        let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-        return Ok((headers, body).into_response());
+        return Ok(events(AnswerBody::new(waiting, first, form).continuing(lease, &name.id)));
     }
-    // When the client hangs up, hyper drops this future and with it the request.
-    loop {
-        if let Some(result) = waiting.next().await.ended {
-            let answer = result?;
-            let mut value = envelope.completion(&answer);
-            if let Some(lease) = lease {
-                value["session"] = lease.told();
-                lease.answered(&answer, &name.id);
-            }
-            return Ok(json_response(200, &value));
-        }
+    let answer = whole(&waiting).await?;
+    let mut value = envelope.completion(&answer);
+    if let Some(lease) = lease {
+        value["session"] = lease.told();
+        lease.answered(&answer, &name.id);
     }
+    Ok(json_response(200, &value))
 }
 
 /// Text in, text out. The query takes `system`, `raw=true` and the sampling fields of the chat API.

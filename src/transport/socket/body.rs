@@ -11,6 +11,7 @@ use axum::body::Bytes;
 use hyper::body::{Body, Frame};
 
 use super::super::openai::{self, Envelope};
+use super::super::responses::output::Output;
 use super::super::waiting::Waiting;
 use super::sessions::Lease;
 use crate::scheduler::{Answer, Update};
@@ -102,6 +103,8 @@ pub(super) struct Events {
     pub(super) envelope: Envelope,
     pub(super) include_usage: bool,
     pub(super) role_sent: bool,
+    /// Characters of text sent so far.
+    pub(super) offset: usize,
     /// Calls of tools sent so far.
     pub(super) calls: usize,
     /// What is told of the session.
@@ -112,16 +115,7 @@ impl Form for Events {
     type Error = Infallible;
 
     fn format(&mut self, update: &Update) -> Result<String, Infallible> {
-        let mut out = String::new();
-        if let Some(ahead) = update.queued {
-            let _ = write!(out, ": queued {ahead}\n\n");
-        }
-        if update.started.is_some() {
-            out.push_str(": started\n\n");
-        }
-        if let Some((done, total)) = update.prefill {
-            let _ = write!(out, ": prefill {done}/{total}\n\n");
-        }
+        let mut out = progress(update);
         let ended_well = matches!(update.ended, Some(Ok(_)));
         if !self.role_sent
             && (ended_well || !update.text.is_empty() || !update.thought.is_empty() || !update.calls.is_empty())
@@ -133,7 +127,7 @@ impl Form for Events {
             self.envelope.thought(&update.thought).iter().for_each(|thought| data(&mut out, thought));
         }
         if !update.text.is_empty() {
-            data(&mut out, &self.envelope.text(&update.text));
+            data(&mut out, &self.envelope.text(&update.text, &update.logprobs, &mut self.offset));
         }
         if !update.calls.is_empty() {
             data(&mut out, &self.envelope.calls(self.calls, &update.calls));
@@ -149,6 +143,37 @@ impl Form for Events {
         }
         Ok(out)
     }
+}
+
+/// The events of a response, each with its name.
+pub(super) struct ResponseEvents(pub(super) Output);
+
+impl Form for ResponseEvents {
+    type Error = Infallible;
+
+    fn format(&mut self, update: &Update) -> Result<String, Infallible> {
+        let mut out = progress(update);
+        for event in self.0.events(update) {
+            let _ = writeln!(out, "event: {}", event["type"].as_str().unwrap_or_default());
+            data(&mut out, &event);
+        }
+        Ok(out)
+    }
+}
+
+/// What happens before the first word, as comments.
+fn progress(update: &Update) -> String {
+    let mut out = String::new();
+    if let Some(ahead) = update.queued {
+        let _ = write!(out, ": queued {ahead}\n\n");
+    }
+    if update.started.is_some() {
+        out.push_str(": started\n\n");
+    }
+    if let Some((done, total)) = update.prefill {
+        let _ = write!(out, ": prefill {done}/{total}\n\n");
+    }
+    out
 }
 
 impl Events {

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use serde_json::json;
 
-use super::answers::{chat, completion, prompt};
+use super::answers::{chat, completion, prompt, response};
 use super::refusal::{Refusal, json_response};
 use super::report::METRICS_TYPE;
 use super::service::Service;
@@ -25,6 +25,7 @@ pub(super) fn router(service: Service) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/responses", post(response))
         .route("/v1/prompt", post(prompt))
         .route("/v1/cancel/{*name}", post(cancel))
         .route("/v1/sessions/{id}", delete(forget))
@@ -39,8 +40,9 @@ pub(super) fn router(service: Service) -> Router {
             Refusal::plain(
                 404,
                 "not_found",
-                "no such path; there are /v1/chat/completions, /v1/completions, /v1/prompt, /v1/cancel/{id}, \
-                 /v1/sessions/{id}, /tokenize, /detokenize, /v1/models, /v1/status, /healthz, /readyz and /metrics",
+                "no such path; there are /v1/chat/completions, /v1/completions, /v1/responses, /v1/prompt, \
+                 /v1/cancel/{id}, /v1/sessions/{id}, /tokenize, /detokenize, /v1/models, /v1/status, /healthz, /readyz \
+                 and /metrics",
             )
         })
         .method_not_allowed_fallback(async || {

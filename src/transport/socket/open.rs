@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError, Weak};
 use crate::scheduler::Ticket;
 
 /// What the ids of answers begin with, before the request's own.
-const KINDS: [&str; 2] = ["chatcmpl-", "cmpl-"];
+const KINDS: [&str; 3] = ["chatcmpl-", "cmpl-", "resp_"];
 
 /// What a request is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn names_are_the_answers_and_the_clients() {
         let name = Name { id: "00c0ffee-7".into(), given: Some("trace/1".into()) };
-        for good in ["00c0ffee-7", "chatcmpl-00c0ffee-7", "cmpl-00c0ffee-7", "trace/1"] {
+        for good in ["00c0ffee-7", "chatcmpl-00c0ffee-7", "cmpl-00c0ffee-7", "resp_00c0ffee-7", "trace/1"] {
             assert!(name.is(good), "{good}");
         }
         for other in ["", "00c0ffee-70", "00c0ffee", "x-00c0ffee-7", "cmpl-trace/1"] {

@@ -174,12 +174,14 @@ mod tests {
     fn answer(text: &str) -> Answer {
         Answer {
             text: text.into(),
+            logprobs: Vec::new(),
             thought: "t".into(),
             calls: Vec::new(),
             finish: Finish::Stop,
             prompt_tokens: 1,
             cached_tokens: 0,
             broken_at: None,
+            thought_tokens: 0,
             completion_tokens: 1,
             seed: 1,
             timings: Timings::default(),
