@@ -358,6 +358,24 @@ fn ask(daemon: &Daemon, arguments: &[&str]) -> Output {
 }
 
 #[test]
+fn eval_asks_the_running_daemon() {
+    let daemon = Daemon::start("");
+    let cases = daemon.dir.path().join("cases");
+    fs::write(&cases, "{\"prompt\": \"a\", \"expected\": \"You said: a\"}\n{\"prompt\": \"b\", \"expected\": \"c\"}\n")
+        .unwrap();
+    let eval = |more: &[&str]| emberd(&["eval", "--cases", cases.to_str().unwrap()]).args(more).output().unwrap();
+    let socket = daemon.socket.to_str().unwrap();
+    let output = eval(&["--socket", socket, "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    assert_eq!((&report["total"]["passed"], &report["total"]["cases"]), (&1.into(), &2.into()));
+    assert_eq!((&report["model"], &report["answers"][1]["answer"]), (&"fake".into(), &"You said: b".into()));
+    assert_eq!(eval(&["--socket", socket, "--at-least", "0.9"]).status.code(), Some(1));
+    assert_eq!(eval(&["--socket", "/does/not/exist"]).status.code(), Some(69));
+    assert_eq!(eval(&[]).status.code(), Some(2));
+    assert_eq!(eval(&["--socket", socket, "--model", "x"]).status.code(), Some(2));
+}
+
+#[test]
 fn ask_prints_the_answer() {
     let daemon = Daemon::start("");
     let output = ask(&daemon, &["--system", "be short", "why", "is", "it"]);

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::error::Error;
+use super::client;
 use super::model::{RunModel, bar, print, read};
 use crate::engine::checkpoint::output;
 use crate::engine::eval::{self, Case, Tally, Verdict};
@@ -29,7 +30,10 @@ Answers are the most likely tokens (temperature 0), from the conversation as the
 #[command(after_help = FORMAT)]
 pub(super) struct Eval {
     #[command(flatten)]
-    model: RunModel,
+    model: Option<RunModel>,
+    /// Ask the running daemon behind this socket instead of loading a model; its configuration says how that runs
+    #[arg(long, value_name = "PATH", conflicts_with = "RunModel", required_unless_present = "model")]
+    socket: Option<PathBuf>,
     /// The cases, JSON Lines
     #[arg(long, value_name = "FILE")]
     cases: PathBuf,
@@ -62,18 +66,69 @@ pub(super) fn run(args: &Eval) -> Result<(), Error> {
     let text = String::from_utf8(read(&args.cases, MAX_CASES)?);
     let text = text.map_err(|error| named(&format_args!("not UTF-8: {}", error.utf8_error())))?;
     let cases = eval::parse(&text).map_err(|error| named(&error))?;
+    let Some(model) = &args.model else { return ask(args, &cases) };
     // Chat templates want a deep stack.
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
-        let thread = thread.spawn_scoped(scope, || evaluate(args, &cases));
+        let thread = thread.spawn_scoped(scope, || evaluate(args, model, &cases));
         let thread = thread.map_err(|error| Error::System("cannot start a thread", error))?;
         thread.join().map_err(|_| Error::failed("the evaluation panicked"))?
     })
 }
 
-fn evaluate(args: &Eval, cases: &[Case]) -> Result<(), Error> {
+/// Lets the daemon answer, one case after the other.
+fn ask(args: &Eval, cases: &[Case]) -> Result<(), Error> {
+    let Some(socket) = &args.socket else { return Err(Error::Usage("--model or --socket: one is needed".into())) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Error::System("cannot start the I/O runtime", error))?;
+    let request = |path: &'static str, body: Option<Value>| {
+        let answer = runtime.block_on(async {
+            let mut body = client::request(socket, path, body).await?;
+            client::read_all(&mut body).await
+        })?;
+        serde_json::from_str::<Value>(&answer).map_err(Error::failed)
+    };
+    let served = request("/v1/models", None)?["data"][0].clone();
+    let named = |name: &str| served[name].as_str().unwrap_or("unknown").to_owned();
+    let (began, mut verdicts) = (Instant::now(), Vec::with_capacity(cases.len()));
+    let bar = bar(cases.len(), "{bar:40} {pos}/{len} cases, {eta} left");
+    for case in cases {
+        let body = json!({"messages": case.messages, "temperature": 0, "max_tokens": args.max_tokens});
+        let answer = request("/v1/chat/completions", Some(body)).map_err(|error| match error {
+            Error::Refused(why) => Error::Failed(format!("{}: line {}: {why}", args.cases.display(), case.line)),
+            other => other,
+        })?;
+        let (choice, usage) = (&answer["choices"][0], &answer["usage"]);
+        let count = |name: &str| usage[name].as_u64().unwrap_or(0) as usize;
+        let text = choice["message"]["content"].as_str().unwrap_or_default().to_owned();
+        let cut_off = choice["finish_reason"] == "length";
+        verdicts.push(eval::verdict(case, text, cut_off, (count("prompt_tokens"), count("completion_tokens"))));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let threads = served["threads"].as_u64().unwrap_or(0) as usize;
+    let ran = Ran {
+        model: named("id"),
+        kernels: named("kernels"),
+        threads,
+        kv: named("kv"),
+        seconds: began.elapsed().as_secs_f64(),
+    };
+    tell(args, cases, &verdicts, &ran)
+}
+
+/// What answered, and how long it took.
+struct Ran {
+    model: String,
+    kernels: String,
+    threads: usize,
+    kv: String,
+    seconds: f64,
+}
+
+fn evaluate(args: &Eval, model: &RunModel, cases: &[Case]) -> Result<(), Error> {
     let named = |error: eval::EvalError| Error::Failed(format!("{}: {error}", args.cases.display()));
-    let mut engine = args.model.engine(args.context as usize)?;
+    let mut engine = model.engine(args.context as usize)?;
     let prompts = eval::encode(&engine, cases).map_err(named)?;
     let bar = bar(cases.len(), "{bar:40} {pos}/{len} cases, {msg}, {eta} left");
     let (began, mut passed) = (Instant::now(), 0);
@@ -86,17 +141,27 @@ fn evaluate(args: &Eval, cases: &[Case]) -> Result<(), Error> {
         bar.set_message(format!("{passed} passed"));
     }
     bar.finish_and_clear();
-    let seconds = began.elapsed().as_secs_f64();
-    let (rows, total) = (eval::tally(&verdicts), eval::total(&verdicts));
     let compute = engine.runner().compute();
-    let (kernels, threads) = (compute.kernels.name(), compute.pool.threads());
+    let ran = Ran {
+        model: model.model.display().to_string(),
+        kernels: compute.kernels.name().into(),
+        threads: compute.pool.threads(),
+        kv: model.kv().into(),
+        seconds: began.elapsed().as_secs_f64(),
+    };
+    tell(args, cases, &verdicts, &ran)
+}
+
+fn tell(args: &Eval, cases: &[Case], verdicts: &[Verdict<'_>], ran: &Ran) -> Result<(), Error> {
+    let (rows, total) = (eval::tally(verdicts), eval::total(verdicts));
+    let Ran { model, kernels, threads, kv, seconds } = ran;
     let report = || {
         let report = json!({
-            "model": args.model.model,
+            "model": model,
             "cases": args.cases,
             "kernels": kernels,
             "threads": threads,
-            "kv": args.model.kv(),
+            "kv": kv,
             "max_tokens": args.max_tokens,
             "seconds": seconds,
             "total": total,
@@ -108,9 +173,8 @@ fn evaluate(args: &Eval, cases: &[Case]) -> Result<(), Error> {
     if args.json {
         print(&report())?;
     } else {
-        let wrong: Vec<_> = cases.iter().zip(&verdicts).filter(|(_, verdict)| !verdict.passed).collect();
+        let wrong: Vec<_> = cases.iter().zip(verdicts).filter(|(_, verdict)| !verdict.passed).collect();
         let shown: String = wrong.iter().take(args.failures).map(|(case, verdict)| failure(case, verdict)).collect();
-        let kv = args.model.kv();
         print(&format!(
             "{shown}{}\n{kernels} kernels, {threads} threads, {kv} KV cache, {seconds:.1} s\n",
             table(&rows, &total)

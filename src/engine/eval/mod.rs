@@ -106,17 +106,23 @@ pub fn judge<'a>(
     };
     let outcome = engine.generate(prompt, sampling, Wanted { max_tokens, ..Wanted::default() }, &mut on);
     let outcome = outcome.map_err(|source| EvalError::Generate { line: case.line, source })?;
-    Ok(Verdict {
+    let cut_off = outcome.finish == Finish::Length;
+    Ok(verdict(case, answer, cut_off, (prompt.len(), outcome.completion_tokens)))
+}
+
+/// Compares an answer that was got elsewhere; the numbers of tokens are those of prompt and answer.
+pub fn verdict(case: &Case, answer: String, cut_off: bool, tokens: (usize, usize)) -> Verdict<'_> {
+    Verdict {
         line: case.line,
         kind: &case.kind,
         passed: agrees(case.compare, &case.expected, &answer),
         expected: &case.expected,
         compare: case.compare,
         answer,
-        cut_off: outcome.finish == Finish::Length,
-        prompt_tokens: prompt.len(),
-        completion_tokens: outcome.completion_tokens,
-    })
+        cut_off,
+        prompt_tokens: tokens.0,
+        completion_tokens: tokens.1,
+    }
 }
 
 /// Cases of one kind.
