@@ -15,8 +15,8 @@ pub const MAX_BATCH: usize = 128;
 /// Output rows that are not split over workers: what the kernels take together.
 const GRANULE: usize = 16;
 
-/// Sums that a worker holds at a time.
-const TILE: usize = GRANULE * MAX_BATCH;
+/// Sums that a worker holds at a time: rows enough for the widest tile of the kernels.
+const TILE: usize = 32 * MAX_BATCH;
 
 /// Most output rows in a tile: with one token, enough that the call of a kernel costs nothing beside its work.
 const MAX_ROWS: usize = 128;

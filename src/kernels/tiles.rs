@@ -26,8 +26,8 @@ pub(super) const CODES: usize = 1024;
 /// Bytes that a prefetch is ahead of the memory at least.
 const AHEAD: usize = 4096;
 
-/// The inner products of an instruction set.
-pub(super) trait Tiles: Copy {
+/// The inner product of an instruction set for one token.
+pub(super) trait Gemv: Copy {
     /// What its codes stand above their value; [`Bits::offset`] unless it makes signed bytes unsigned by flipping their
     /// highest bit, which adds 128.
     fn offset(bits: Bits) -> i32 {
@@ -38,7 +38,10 @@ pub(super) trait Tiles: Copy {
     ///
     /// All rows have the same length; a token is `8 / BITS` planes of `stride` bytes (see [`check`]).
     fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R];
+}
 
+/// The inner product of an instruction set for several tokens, where it goes by the blocks of this file.
+pub(super) trait Tiles: Gemv {
     /// `Σ code · q` of each token, whose planes begin at byte `at`, with the unpacked rows.
     fn gemm<const BITS: usize, const T: usize>(
         self,
@@ -54,20 +57,28 @@ pub(super) trait Tiles: Copy {
 /// Inlined into a function that is compiled for the instruction set, as is all that it calls here.
 #[inline(always)]
 pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
-    shapes::dots(w, x, acc);
     match (w.bits(), x.tokens()) {
-        (_, 0) => {}
-        (Bits::Two, 1) => one_token::<S, 2>(set, w, x, acc),
-        (Bits::Four, 1) => one_token::<S, 4>(set, w, x, acc),
-        (Bits::Eight, 1) => one_token::<S, 8>(set, w, x, acc),
+        (_, 0 | 1) => dots_one(set, w, x, acc),
         (Bits::Two, _) => tokens::<S, 2>(set, w, x, acc),
         (Bits::Four, _) => tokens::<S, 4>(set, w, x, acc),
         (Bits::Eight, _) => tokens::<S, 8>(set, w, x, acc),
     }
 }
 
+/// As [`dots`], for one token or none.
 #[inline(always)]
-fn one_token<S: Tiles, const BITS: usize>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+pub(super) fn dots_one<S: Gemv>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+    shapes::dots(w, x, acc);
+    match w.bits() {
+        _ if x.tokens() == 0 => {}
+        Bits::Two => one_token::<S, 2>(set, w, x, acc),
+        Bits::Four => one_token::<S, 4>(set, w, x, acc),
+        Bits::Eight => one_token::<S, 8>(set, w, x, acc),
+    }
+}
+
+#[inline(always)]
+fn one_token<S: Gemv, const BITS: usize>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     let (token, stride) = (x.token(0), x.stride());
     let mut r = 0;
     while r + ROWS <= w.rows() {
@@ -84,8 +95,8 @@ fn one_token<S: Tiles, const BITS: usize>(set: S, w: Codes<'_>, x: Planes<'_>, a
 
 #[inline(always)]
 fn tokens<S: Tiles, const BITS: usize>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
-    let offset = S::offset(w.bits());
-    let flip = if BITS == 8 && offset != 0 { 0x80 } else { 0 };
+    shapes::dots(w, x, acc);
+    let offset = w.bits().offset();
     if w.rows() == 0 {
         return;
     }
@@ -94,7 +105,7 @@ fn tokens<S: Tiles, const BITS: usize>(set: S, w: Codes<'_>, x: Planes<'_>, acc:
     for first in (0..w.rows()).step_by(BLOCK_ROWS) {
         let rows = first..w.rows().min(first + BLOCK_ROWS);
         for at in (0..w.row_bytes()).step_by(CODES / (8 / BITS)) {
-            block.unpack::<BITS>(w, rows.clone(), at, flip);
+            block.unpack::<BITS>(w, rows.clone(), at);
             for t in (0..x.tokens()).step_by(TOKENS) {
                 for (r, codes) in rows.clone().step_by(ROWS).zip(block.tiles()) {
                     let acc = &mut acc[t * w.rows() + r..];
@@ -140,10 +151,10 @@ struct Block {
 }
 
 impl Block {
-    /// Unpacks up to [`CODES`] codes of `rows` from the packed byte `at` on, and zeros up to a multiple of [`PLANE_ALIGN`]. Of
-    /// rows that are not there stays what was. `flip` is for 8-bit codes, see [`Tiles::offset`].
+    /// Unpacks up to [`CODES`] codes of `rows` from the packed byte `at` on, and zeros up to a multiple of [`PLANE_ALIGN`].
+    /// Of rows that are not there stays what was.
     #[inline(always)]
-    fn unpack<const BITS: usize>(&mut self, w: Codes<'_>, rows: std::ops::Range<usize>, at: usize, flip: u8) {
+    fn unpack<const BITS: usize>(&mut self, w: Codes<'_>, rows: std::ops::Range<usize>, at: usize) {
         let plane = CODES / (8 / BITS);
         let bytes = plane.min(w.row_bytes() - at);
         self.len = bytes.next_multiple_of(PLANE_ALIGN);
@@ -154,7 +165,7 @@ impl Block {
                 match BITS {
                     2 => filled.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte >> (2 * p) & 3),
                     4 => filled.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte >> (4 * p) & 15),
-                    _ => filled.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte ^ flip),
+                    _ => filled.iter_mut().zip(packed).for_each(|(code, byte)| *code = *byte),
                 }
                 zeros.fill(0);
             }

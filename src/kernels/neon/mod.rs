@@ -14,7 +14,7 @@ use std::arch::is_aarch64_feature_detected;
 
 use super::contract::{Codes, Kernels, Planes};
 use super::math;
-use super::tiles::{ROWS, Tiles, Unpacked};
+use super::tiles::{Gemv, ROWS, Tiles, Unpacked};
 
 /// Proof that this CPU has NEON.
 #[derive(Clone, Copy)]
@@ -38,7 +38,7 @@ impl NeonDot {
     }
 }
 
-impl Tiles for Neon {
+impl Gemv for Neon {
     #[inline(always)]
     fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw NEON.
@@ -47,7 +47,9 @@ impl Tiles for Neon {
             qdot::gemv::<BITS, R>(rows, token, stride)
         }
     }
+}
 
+impl Tiles for Neon {
     #[inline(always)]
     fn gemm<const BITS: usize, const T: usize>(
         self,
@@ -64,7 +66,7 @@ impl Tiles for Neon {
     }
 }
 
-impl Tiles for NeonDot {
+impl Gemv for NeonDot {
     #[inline(always)]
     fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw NEON and the dot product.
@@ -73,7 +75,9 @@ impl Tiles for NeonDot {
             qdot_sdot::gemv::<BITS, R>(rows, token, stride)
         }
     }
+}
 
+impl Tiles for NeonDot {
     #[inline(always)]
     fn gemm<const BITS: usize, const T: usize>(
         self,

@@ -1,10 +1,11 @@
 //! x86_64: `avx2` and `avx512vnni`.
 //!
 //! Both share the float kernels and the rounding, which run in AVX2's registers: a float vector operation waits for
-//! memory more than for the width of its registers. The integer products are a file each, `qdot` and `qdot_vnni`.
+//! memory more than for the width of its registers. The integer products are files of their own: `qdot`, `qdot_vnni` and `gemm_vnni`.
 
 mod attention;
 mod fdot;
+mod gemm_vnni;
 mod lanes;
 mod nonlinear;
 mod peak;
@@ -13,7 +14,7 @@ mod qdot_vnni;
 mod quantize;
 
 use super::contract::{Bits, Codes, Kernels, Planes};
-use super::tiles::{ROWS, Tiles, Unpacked};
+use super::tiles::{Gemv, ROWS, Tiles, Unpacked};
 
 /// Proof that this CPU has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -41,7 +42,7 @@ impl Avx512Vnni {
     }
 }
 
-impl Tiles for Avx2 {
+impl Gemv for Avx2 {
     #[inline(always)]
     fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw AVX2.
@@ -50,7 +51,9 @@ impl Tiles for Avx2 {
             qdot::gemv::<BITS, R>(rows, token, stride)
         }
     }
+}
 
+impl Tiles for Avx2 {
     #[inline(always)]
     fn gemm<const BITS: usize, const T: usize>(
         self,
@@ -67,7 +70,7 @@ impl Tiles for Avx2 {
     }
 }
 
-impl Tiles for Avx512Vnni {
+impl Gemv for Avx512Vnni {
     fn offset(bits: Bits) -> i32 {
         match bits {
             Bits::Eight => qdot_vnni::BYTE_OFFSET,
@@ -81,21 +84,6 @@ impl Tiles for Avx512Vnni {
         #[allow(unsafe_code)]
         unsafe {
             qdot_vnni::gemv::<BITS, R>(rows, token, stride)
-        }
-    }
-
-    #[inline(always)]
-    fn gemm<const BITS: usize, const T: usize>(
-        self,
-        codes: Unpacked<'_>,
-        tokens: [&[i8]; T],
-        stride: usize,
-        at: usize,
-    ) -> [[i32; ROWS]; T] {
-        // SAFETY: as above.
-        #[allow(unsafe_code)]
-        unsafe {
-            qdot_vnni::gemm::<BITS, T>(codes, tokens, stride, at)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Integer dot products in AVX-512 VNNI: `qs8-qc{2,4,8}w-gemv-4x1-avx512vnni` and `qs8-qu8-gemm-4x4-avx512vnni`.
+//! Integer dot products in AVX-512 VNNI: `qs8-qc{2,4,8}w-gemv-4x1-avx512vnni`. Several tokens: `gemm_vnni`.
 //!
 //! `vpdpbusd` adds four products of unsigned and signed bytes to an int32, exactly. Signed 8-bit codes become unsigned
 //! ones by flipping their sign bit, which adds 128 to each: one more offset for `tiles` to take out. With it a sum stays
@@ -7,17 +7,23 @@
 
 use std::arch::x86_64::*;
 
+use super::gemm_vnni;
 use super::qdot::prefetch;
-use crate::kernels::contract::{Codes, Planes};
-use crate::kernels::tiles::{self, ROWS, Tiles, Unpacked};
+use crate::kernels::contract::{Bits, Codes, Planes};
+use crate::kernels::tiles::{self, Gemv};
 
 /// What 8-bit codes stand above their value here.
 pub(super) const BYTE_OFFSET: i32 = 128;
 
 /// `dots` of the contract, compiled for this set.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
-    tiles::dots(set, w, x, acc);
+pub(super) fn dots<S: Gemv>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
+    match (x.tokens(), w.bits()) {
+        (0 | 1, _) => tiles::dots_one(set, w, x, acc),
+        (_, Bits::Two) => gemm_vnni::tokens::<2>(w, x, acc),
+        (_, Bits::Four) => gemm_vnni::tokens::<4>(w, x, acc),
+        (_, Bits::Eight) => gemm_vnni::tokens::<8>(w, x, acc),
+    }
 }
 
 /// `Σ code · q` of `R` rows with one token.
@@ -68,7 +74,7 @@ pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &
 /// 64 bytes of `row` from `at` on, zeros past its end.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn load_codes(row: &[u8], at: usize) -> __m512i {
+pub(super) fn load_codes(row: &[u8], at: usize) -> __m512i {
     let left = row.len() - at;
     let mask = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
     // SAFETY: the mask takes only the bytes that `row` still has; the others are not touched, by definition.
@@ -76,45 +82,4 @@ fn load_codes(row: &[u8], at: usize) -> __m512i {
     unsafe {
         _mm512_maskz_loadu_epi8(mask, row.as_ptr().add(at).cast())
     }
-}
-
-/// `Σ code · q` of unpacked rows with `T` tokens.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn gemm<const BITS: usize, const T: usize>(
-    codes: Unpacked<'_>,
-    tokens: [&[i8]; T],
-    stride: usize,
-    at: usize,
-) -> [[i32; ROWS]; T] {
-    let mut sums = [[_mm512_setzero_si512(); T]; ROWS];
-    for p in 0..8 / BITS {
-        let (rows, q) = (codes.rows::<BITS>(p), codes.tokens::<BITS, T>(tokens, p, stride, at));
-        let mut i = 0;
-        while i < codes.len() {
-            let mut row = [_mm512_setzero_si512(); ROWS];
-            for r in 0..ROWS {
-                // SAFETY: `i < codes.len()`, the length of every slice here, and both are multiples of 64.
-                #[allow(unsafe_code)]
-                unsafe {
-                    row[r] = _mm512_loadu_si512(rows[r].as_ptr().add(i).cast());
-                }
-            }
-            for t in 0..T {
-                // SAFETY: as above.
-                #[allow(unsafe_code)]
-                let q = unsafe { _mm512_loadu_si512(q[t].as_ptr().add(i).cast()) };
-                for r in 0..ROWS {
-                    sums[r][t] = _mm512_dpbusd_epi32(sums[r][t], row[r], q);
-                }
-            }
-            i += 64;
-        }
-    }
-    let mut totals = [[0; ROWS]; T];
-    for r in 0..ROWS {
-        for t in 0..T {
-            totals[t][r] = _mm512_reduce_add_epi32(sums[r][t]);
-        }
-    }
-    totals
 }
