@@ -162,6 +162,33 @@ impl Pool {
         });
     }
 
+    /// As [`Pool::items_into`], with all items of a worker at once: `f(worker, items, values)`. A worker's items begin at a
+    /// multiple of `granule`.
+    ///
+    /// # Panics
+    ///
+    /// When `out` is not a whole number of items.
+    pub fn ranges_into<T: Send>(
+        &self,
+        out: &mut [T],
+        item_len: usize,
+        granule: usize,
+        f: impl Fn(usize, Range<usize>, &mut [T]) + Sync,
+    ) {
+        if out.is_empty() {
+            return;
+        }
+        assert!(item_len > 0 && out.len().is_multiple_of(item_len), "{} values in items of {item_len}", out.len());
+        let items = out.len() / item_len;
+        let whole = Disjoint::new(out);
+        self.rows(items, granule, |worker, items| {
+            // SAFETY: `rows` hands every index to one worker, once.
+            #[allow(unsafe_code)]
+            let values = unsafe { whole.slice(items.start * item_len..items.end * item_len) };
+            f(worker, items, values);
+        });
+    }
+
     fn run_on(&self, width: usize, f: &(dyn Fn(usize) + Sync)) {
         if width == 1 {
             return f(0);
@@ -446,6 +473,13 @@ mod tests {
 
             pool.items_into(&mut out, n, |_, index, item| item.fill(index));
             assert_eq!(out, (0..tokens * n).map(|i| i / n).collect::<Vec<_>>());
+            out.fill(0);
+            pool.ranges_into(&mut out, 7, 2, |_, items, values| {
+                assert!(items.start % 2 == 0 && values.len() == 7 * items.len());
+                values.iter_mut().enumerate().for_each(|(i, value)| *value = items.start + i / 7);
+            });
+            assert_eq!(out, (0..tokens * n).map(|i| i / 7).collect::<Vec<_>>());
+            pool.ranges_into(&mut out[..0], 7, 1, |_, _, _| panic!("there is no item"));
             pool.items_into(&mut out[..0], n, |_, _, _| panic!("there is no item"));
             pool.rows_into(&mut out[..0], 0, 1, |_, _, _| panic!("there is no row"));
         }

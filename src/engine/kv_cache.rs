@@ -4,6 +4,9 @@
 //! the window and the batch that is being added, so that the first token of a batch still finds its whole window when the
 //! last one has been written. Memory of full layers grows with the positions in use.
 //!
+//! int8 values stand in columns: the products of a softmax with them run along the positions, which therefore lie side by
+//! side, [`BLOCK`] at a time.
+//!
 //! A cache can be cut: full layers keep all rows, and a ring still has those of the window before a position as long as no
 //! more than [`REACH`] positions behind it have been written, whatever was cut off in between.
 
@@ -25,8 +28,11 @@ pub enum KvKind {
 /// Positions by which a cache can always be cut.
 pub const REACH: usize = MAX_BATCH;
 
+/// Positions that attention takes together.
+pub const BLOCK: usize = 128;
+
 /// Positions by which the memory of a full layer grows.
-const GROWTH: usize = 256;
+const GROWTH: usize = 2 * BLOCK;
 
 /// Rows of one KV head of one layer.
 #[derive(Debug)]
@@ -42,7 +48,7 @@ impl<T: Copy + Default> Rows<T> {
         Rows { data: Vec::new(), dim, ring }
     }
 
-    fn put(&mut self, position: usize, row: impl Iterator<Item = T>) {
+    fn put(&mut self, position: usize, row: &[T]) {
         let slot = self.ring.map_or(position, |capacity| position % capacity);
         let (from, to) = (slot * self.dim, (slot + 1) * self.dim);
         if to > self.data.len() {
@@ -52,7 +58,7 @@ impl<T: Copy + Default> Rows<T> {
             }
             self.data.resize(to, T::default());
         }
-        self.data[from..to].iter_mut().zip(row).for_each(|(d, v)| *d = v);
+        self.data[from..to].copy_from_slice(row);
     }
 
     /// Values that `positions` positions take.
@@ -82,8 +88,12 @@ impl<T: Copy + Default> Rows<T> {
 
     /// Takes rows from the head of `values`, one for each position that is needed after `positions`.
     fn take(&mut self, positions: usize, values: &mut impl Iterator<Item = T>) {
-        let dim = self.dim;
-        (self.needed(positions)..positions).for_each(|position| self.put(position, values.take(dim)));
+        let mut row = Vec::with_capacity(self.dim);
+        for position in self.needed(positions)..positions {
+            row.clear();
+            row.extend(values.take(self.dim));
+            self.put(position, &row);
+        }
     }
 
     /// The rows of `positions`, oldest first, in at most two runs.
@@ -98,30 +108,129 @@ impl<T: Copy + Default> Rows<T> {
     }
 }
 
-/// One head's rows: keys and values, in one of the two forms.
+/// Values of one KV head of one layer, `[blocks][dim][BLOCK]`: a row for every element, of which a slot is a column.
+#[derive(Debug)]
+struct Columns {
+    data: Vec<i8>,
+    dim: usize,
+    ring: Option<usize>,
+}
+
+impl Columns {
+    fn put(&mut self, position: usize, column: &[i8]) {
+        let slot = self.ring.map_or(position, |capacity| position % capacity);
+        let block = self.dim * BLOCK;
+        let len = (slot / BLOCK + 1) * block;
+        if len > self.data.len() {
+            self.data.reserve_exact(len - self.data.len());
+            self.data.resize(len, 0);
+        }
+        let values = self.data[slot / BLOCK * block..][..block].iter_mut().skip(slot % BLOCK).step_by(BLOCK);
+        values.zip(column).for_each(|(value, &code)| *value = code);
+    }
+
+    /// As [`Rows::needed`].
+    fn needed(&self, positions: usize) -> usize {
+        self.ring.map_or(0, |capacity| positions.saturating_sub(capacity - MAX_BATCH))
+    }
+
+    /// As [`Rows::take`], of columns.
+    fn take(&mut self, positions: usize, values: &mut impl Iterator<Item = i8>) {
+        let mut column = Vec::with_capacity(self.dim);
+        for position in self.needed(positions)..positions {
+            column.clear();
+            column.extend(values.take(self.dim));
+            self.put(position, &column);
+        }
+    }
+
+    /// The column of `position`.
+    fn column(&self, position: usize) -> impl Iterator<Item = i8> {
+        let slot = self.ring.map_or(position, |capacity| position % capacity);
+        let block = &self.data[slot / BLOCK * self.dim * BLOCK..][..self.dim * BLOCK];
+        block.iter().skip(slot % BLOCK).step_by(BLOCK).copied()
+    }
+
+    /// As [`Rows::values`].
+    fn values(&self, positions: usize) -> usize {
+        self.ring.map_or(positions.next_multiple_of(BLOCK) * self.dim, |_| self.data.len())
+    }
+
+    fn copy(&self, positions: usize) -> Columns {
+        Columns { data: self.data[..self.values(positions)].to_vec(), ..*self }
+    }
+
+    fn paste(&mut self, from: &Columns) {
+        if from.data.len() > self.data.len() {
+            self.data.reserve_exact(from.data.len() - self.data.len());
+            self.data.resize(from.data.len(), 0);
+        }
+        self.data[..from.data.len()].copy_from_slice(&from.data);
+    }
+}
+
+/// One head's keys and values, in one of the two forms.
 #[derive(Debug)]
 enum Head {
     F32 { k: Rows<f32>, v: Rows<f32> },
-    Int8 { k: Rows<i8>, v: Rows<i8> },
+    Int8 { k: Rows<i8>, v: Columns },
 }
 
-/// Rows of consecutive positions as the attention reads them, oldest first, in at most two runs.
+/// What attention reads of one head.
 #[derive(Clone, Copy, Debug)]
-pub enum Window<'a> {
-    /// Values as computed.
+pub enum Stored<'a> {
+    /// Values as computed, of the positions that were asked for, oldest first, in at most two runs.
     F32 {
         /// Keys.
         k: [&'a [f32]; 2],
         /// Values.
         v: [&'a [f32]; 2],
     },
-    /// Codes on the grids of the layer's cache steps.
-    Int8 {
-        /// Keys.
-        k: [&'a [i8]; 2],
-        /// Values.
-        v: [&'a [i8]; 2],
-    },
+    /// Codes on the grids of the layer's cache steps, of all positions.
+    Int8(Codes<'a>),
+}
+
+/// All codes of a head. A position stands in the slot `position % ring`, or in the one of its number where there is no ring.
+#[derive(Clone, Copy, Debug)]
+pub struct Codes<'a> {
+    k: &'a [i8],
+    v: &'a [i8],
+    dim: usize,
+    ring: Option<usize>,
+}
+
+impl<'a> Codes<'a> {
+    /// Blocks that hold the positions below `end`.
+    pub fn blocks(&self, end: usize) -> usize {
+        self.ring.map_or(end, |capacity| capacity.min(end)).div_ceil(BLOCK)
+    }
+
+    /// The slots of `positions` that lie in block `block`, counted from its first one: two ascending ranges.
+    pub fn slots(&self, block: usize, positions: &Range<usize>) -> [Range<usize>; 2] {
+        let (first, last) = (block * BLOCK, (block + 1) * BLOCK);
+        let inside = |slots: Range<usize>| {
+            let start = slots.start.clamp(first, last) - first;
+            start..slots.end.clamp(start + first, last) - first
+        };
+        let Range { start, end } = *positions;
+        match self.ring {
+            None => [inside(start..end), BLOCK..BLOCK],
+            Some(capacity) if start / capacity == (end - 1) / capacity => {
+                [inside(start % capacity..(end - 1) % capacity + 1), BLOCK..BLOCK]
+            }
+            Some(capacity) => [inside(0..(end - 1) % capacity + 1), inside(start % capacity..capacity)],
+        }
+    }
+
+    /// Keys of the slots `slots` of `block`, `[slots][dim]`.
+    pub fn keys(&self, block: usize, slots: Range<usize>) -> &'a [i8] {
+        &self.k[(block * BLOCK + slots.start) * self.dim..(block * BLOCK + slots.end) * self.dim]
+    }
+
+    /// Values of `block`, `[dim][BLOCK]`; those of slots that were never written are zero.
+    pub fn values(&self, block: usize) -> &'a [i8] {
+        &self.v[block * BLOCK * self.dim..][..BLOCK * self.dim]
+    }
 }
 
 /// The caches of all owning layers.
@@ -136,20 +245,16 @@ pub struct KvCache {
     ring: Option<usize>,
 }
 
-fn code(v: f32, step: f32) -> i8 {
-    (v / step).round_ties_even().clamp(-128.0, 127.0) as i8
-}
-
 impl KvCache {
     /// An empty cache for the layers of `config`.
     pub fn new(config: &Config, kind: KvKind) -> KvCache {
-        let capacity = config.sliding_window + MAX_BATCH - 1;
+        let capacity = (config.sliding_window + MAX_BATCH - 1).next_multiple_of(BLOCK);
         let heads = config.layers.iter().map(|layer| {
             let ring = (layer.kind == Kind::Sliding).then_some(capacity);
             let dim = layer.head_dim;
             let head = |_| match kind {
                 KvKind::F32 => Head::F32 { k: Rows::new(dim, ring), v: Rows::new(dim, ring) },
-                KvKind::Int8 => Head::Int8 { k: Rows::new(dim, ring), v: Rows::new(dim, ring) },
+                KvKind::Int8 => Head::Int8 { k: Rows::new(dim, ring), v: Columns { data: Vec::new(), dim, ring } },
             };
             if layer.owns_cache { (0..layer.kv_heads).map(head).collect() } else { Vec::new() }
         });
@@ -258,8 +363,10 @@ impl KvCache {
                     runs.as_flattened().iter().try_for_each(|run| out.write_all(bytemuck::cast_slice(run)))?;
                 }
                 Head::Int8 { k, v } => {
-                    let runs = [k, v].map(|rows| rows.runs(rows.needed(self.len)..self.len));
-                    runs.as_flattened().iter().try_for_each(|run| out.write_all(bytemuck::cast_slice(run)))?;
+                    let runs = k.runs(k.needed(self.len)..self.len);
+                    runs.iter().try_for_each(|run| out.write_all(bytemuck::cast_slice(run)))?;
+                    let columns: Vec<i8> = (v.needed(self.len)..self.len).flat_map(|p| v.column(p)).collect();
+                    out.write_all(bytemuck::cast_slice(&columns))?;
                 }
             }
         }
@@ -278,7 +385,10 @@ impl KvCache {
         for head in self.heads.iter_mut().flatten() {
             match head {
                 Head::F32 { k, v } => [k, v].into_iter().for_each(|rows| rows.take(positions, &mut floats)),
-                Head::Int8 { k, v } => [k, v].into_iter().for_each(|rows| rows.take(positions, &mut bytes)),
+                Head::Int8 { k, v } => {
+                    k.take(positions, &mut bytes);
+                    v.take(positions, &mut bytes);
+                }
             }
         }
         self.len = positions;
@@ -298,22 +408,26 @@ impl KvCache {
         }
     }
 
-    /// Stores the keys and values `[kv_heads, head_dim]` of one position. `k_step` and `v_step` are the layer's cache steps.
-    pub fn put(&mut self, layer: usize, position: usize, k: &[f32], v: &[f32], k_step: f32, v_step: f32) {
-        let heads = &mut self.heads[layer];
-        let dim = k.len() / heads.len();
-        for ((head, k), v) in heads.iter_mut().zip(k.chunks_exact(dim)).zip(v.chunks_exact(dim)) {
-            match head {
-                Head::F32 { k: keys, v: values } => {
-                    keys.put(position, k.iter().copied());
-                    values.put(position, v.iter().copied());
-                }
-                Head::Int8 { k: keys, v: values } => {
-                    keys.put(position, k.iter().map(|&x| code(x, k_step)));
-                    values.put(position, v.iter().map(|&x| code(x, v_step)));
-                }
-            }
-        }
+    /// Stores the key and value `[head_dim]` of one position.
+    ///
+    /// # Panics
+    ///
+    /// When the cache holds codes.
+    pub fn put(&mut self, layer: usize, kv_head: usize, position: usize, k: &[f32], v: &[f32]) {
+        let Head::F32 { k: keys, v: values } = &mut self.heads[layer][kv_head] else { panic!("a cache of codes") };
+        keys.put(position, k);
+        values.put(position, v);
+    }
+
+    /// Stores the key and value `[head_dim]` of one position, rounded onto the layer's cache steps.
+    ///
+    /// # Panics
+    ///
+    /// When the cache holds floats.
+    pub fn put_codes(&mut self, layer: usize, kv_head: usize, position: usize, k: &[i8], v: &[i8]) {
+        let Head::Int8 { k: keys, v: values } = &mut self.heads[layer][kv_head] else { panic!("a cache of floats") };
+        keys.put(position, k);
+        values.put(position, v);
     }
 
     /// Counts `tokens` positions as stored in every layer.
@@ -322,11 +436,19 @@ impl KvCache {
         self.written = self.written.max(self.len);
     }
 
-    /// Keys and values of `positions` of one head.
-    pub fn window(&self, layer: usize, kv_head: usize, positions: Range<usize>) -> Window<'_> {
+    /// How keys and values of the layers are stored.
+    pub fn kind(&self) -> KvKind {
+        match self.heads.iter().flatten().next() {
+            Some(Head::F32 { .. }) => KvKind::F32,
+            _ => KvKind::Int8,
+        }
+    }
+
+    /// Keys and values of one head: of `positions`, or all codes.
+    pub fn stored(&self, layer: usize, kv_head: usize, positions: Range<usize>) -> Stored<'_> {
         match &self.heads[layer][kv_head] {
-            Head::F32 { k, v } => Window::F32 { k: k.runs(positions.clone()), v: v.runs(positions) },
-            Head::Int8 { k, v } => Window::Int8 { k: k.runs(positions.clone()), v: v.runs(positions) },
+            Head::F32 { k, v } => Stored::F32 { k: k.runs(positions.clone()), v: v.runs(positions) },
+            Head::Int8 { k, v } => Stored::Int8(Codes { k: &k.data, v: &v.data, dim: k.dim, ring: k.ring }),
         }
     }
 
@@ -348,7 +470,7 @@ mod tests {
     fn a_ring_returns_the_latest_rows_in_order() {
         let mut rows = Rows::<i8>::new(2, Some(5));
         for p in 0..23usize {
-            rows.put(p, [p as i8, -(p as i8)].into_iter());
+            rows.put(p, &[p as i8, -(p as i8)]);
             let start = (p + 1).saturating_sub(5);
             let got: Vec<i8> = rows.runs(start..p + 1).concat();
             let want: Vec<i8> = (start..=p).flat_map(|p| [p as i8, -(p as i8)]).collect();
@@ -361,14 +483,42 @@ mod tests {
     fn appended_rows_grow_by_a_bounded_step() {
         let mut rows = Rows::<f32>::new(16, None);
         for p in 0..1000 {
-            rows.put(p, std::iter::repeat_n(p as f32, 16));
+            rows.put(p, &[p as f32; 16]);
             assert!(rows.data.capacity() <= (p + 1 + GROWTH) * 16);
         }
         assert_eq!(rows.runs(998..1000)[0][16], 999.0);
     }
 
+    /// The slots of every window, by the definition: `position % ring`.
     #[test]
-    fn codes_are_rounded_half_to_even_and_clipped() {
-        assert_eq!([0.25, 0.75, -0.75, 1e9, -1e9].map(|v| code(v, 0.5)), [0, 2, -2, 127, -128]);
+    fn slots_of_a_window_lie_in_its_blocks() {
+        for ring in [None, Some(2 * BLOCK), Some(5 * BLOCK)] {
+            let codes = Codes { k: &[], v: &[], dim: 16, ring };
+            for end in (1..9 * BLOCK).step_by(13) {
+                for len in [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK].map(|len: usize| len.min(end)) {
+                    let positions = end - len..end;
+                    let mut want: Vec<usize> = positions.clone().map(|p| ring.map_or(p, |ring| p % ring)).collect();
+                    want.sort_unstable();
+                    let slots =
+                        |block| codes.slots(block, &positions).map(|slots| slots.map(move |s| block * BLOCK + s));
+                    let found: Vec<usize> = (0..codes.blocks(end)).flat_map(slots).flatten().collect();
+                    assert_eq!(found, want, "{positions:?} in {ring:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_stand_in_columns() {
+        let mut values = Columns { data: Vec::new(), dim: 3, ring: Some(2 * BLOCK) };
+        for p in 0..3 * BLOCK {
+            values.put(p, &[p as i8, 1, !(p as i8)]);
+        }
+        assert_eq!(values.data.len(), 2 * BLOCK * 3);
+        let codes = Codes { k: &[], v: &values.data, dim: 3, ring: values.ring };
+        for (block, first) in [(0, 2 * BLOCK), (1, BLOCK)] {
+            let want = |of: &dyn Fn(i8) -> i8| (first..first + BLOCK).map(|p| of(p as i8)).collect::<Vec<_>>();
+            assert_eq!(codes.values(block), [want(&|p| p), want(&|_| 1), want(&|p| !p)].concat());
+        }
     }
 }

@@ -34,6 +34,8 @@
 //!                  plane 1   1 5 9 13 | …
 //! ```
 
+use std::ops::Range;
+
 /// Number of partial sums in a float dot product.
 pub const LANES: usize = 16;
 
@@ -208,6 +210,39 @@ impl<'a> Planes<'a> {
     }
 }
 
+/// What [`Kernels::split`] found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Split {
+    /// What a code of 1 stands for; 0 for a vector of zeros.
+    pub step: f32,
+    /// `Σ high` and `Σ low`.
+    pub sums: [i32; 2],
+}
+
+/// What [`Kernels::weigh`] found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weights {
+    /// The largest score; negative infinity where no position is live.
+    pub max: f32,
+    /// `Σ high` and `Σ low`.
+    pub sums: [i32; 2],
+}
+
+/// A softmax over the blocks so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Softmax {
+    /// The largest score, against which everything stands.
+    pub max: f32,
+    /// Sum of the weights, as codes.
+    pub total: f32,
+}
+
+impl Default for Softmax {
+    fn default() -> Softmax {
+        Softmax { max: f32::NEG_INFINITY, total: 0.0 }
+    }
+}
+
 /// The operations that an instruction set implements.
 ///
 /// Lengths of float vectors are multiples of 16. Inputs are finite; with a NaN or an infinity among them the values that
@@ -238,14 +273,31 @@ pub trait Kernels: Send + Sync {
     /// `out[n] = Σ_j q[j] · keys[n][j]` in the order of float sums; `keys` is `[out.len(), q.len()]`.
     fn scores_f32(&self, q: &[f32], keys: &[f32], out: &mut [f32]);
 
-    /// As [`Kernels::scores_f32`] with int8 keys, each converted to `f32` first.
-    fn scores_i8(&self, q: &[f32], keys: &[i8], out: &mut [f32]);
-
     /// `out[j] = fma(p[n], values[n][j], out[j])` for `n` in increasing order; `values` is `[p.len(), out.len()]`.
     fn mix_f32(&self, p: &[f32], values: &[f32], out: &mut [f32]);
 
-    /// As [`Kernels::mix_f32`] with int8 values, each converted to `f32` first.
-    fn mix_i8(&self, p: &[f32], values: &[i8], out: &mut [f32]);
+    /// `x[i] ≈ step · (128 · high[i] + low[i])` with the step that `x` needs, and zeros past its end: `high` and `low` are as long
+    /// as `x`, or longer.
+    fn split(&self, x: &[f32], high: &mut [i8], low: &mut [i8]) -> Split;
+
+    /// The weights of a softmax over a block of positions, against the block's own maximum, in halves as those of
+    /// [`Kernels::split`] with a step of `1 / 16256`.
+    ///
+    /// `sums` are the products of a key with both halves of a query; a score is `(128 · high + low) · scale`. Positions outside
+    /// the two ascending ranges of `live` weigh nothing. All slices have the block's length; `scores` is for its own use.
+    fn weigh(
+        &self,
+        sums: [&[i32]; 2],
+        scale: f32,
+        live: [Range<usize>; 2],
+        scores: &mut [f32],
+        high: &mut [i8],
+        low: &mut [i8],
+    ) -> Weights;
+
+    /// Adds a block to a softmax that is under way: `sums` `[d]` are the products of its values with both halves of `weights`,
+    /// `out` `[d]` is the mix so far, to be divided by `state.total` in the end.
+    fn blend(&self, state: &mut Softmax, weights: Weights, sums: [&[i32]; 2], out: &mut [f32]);
 
     /// `out[t * rows + r] = round_clip(sums[t * rows + r] · (input_step · scales[r]), step)` with a scale for each of the rows.
     fn requantize(&self, sums: &[i32], scales: &[f32], input_step: f32, step: f32, out: &mut [f32]);

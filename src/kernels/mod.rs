@@ -14,6 +14,7 @@
 #[cfg(test)]
 mod conformance;
 pub mod contract;
+mod fine;
 pub mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;

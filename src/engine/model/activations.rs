@@ -1,5 +1,6 @@
 //! Everything that a batch needs between its token ids and its logits; the memory is reused from batch to batch.
 
+use super::attend::Attend;
 use super::rope::Rotation;
 use crate::engine::checkpoint::config::{Config, Kind};
 use crate::engine::ops::{Quantized, add};
@@ -39,13 +40,15 @@ pub struct Activations {
     /// Keys and values `[T, kv_heads, d]`.
     pub(super) k: Vec<f32>,
     pub(super) v: Vec<f32>,
+    /// Codes of one key and one value.
+    pub(super) codes: Vec<i8>,
     /// Hidden vectors of the MLP and of the per-layer branch `[T, I]`.
     pub(super) gate: Vec<f32>,
     pub(super) up: Vec<f32>,
     /// Rotations of the positions, for sliding and for full layers.
     rotations: [Rotation; 2],
-    /// Scores of one head, per worker.
-    pub(super) scores: Scratch<Vec<f32>>,
+    /// What attention needs besides, per worker.
+    pub(super) attend: Scratch<Attend>,
     pub(super) quantized: Quantized,
     /// `[T, V]`.
     pub(super) logits: Vec<f32>,
@@ -67,10 +70,11 @@ impl Activations {
             heads: Vec::new(),
             k: Vec::new(),
             v: Vec::new(),
+            codes: Vec::new(),
             gate: Vec::new(),
             up: Vec::new(),
             rotations: Default::default(),
-            scores: Scratch::new(pool, Vec::new),
+            attend: Scratch::new(pool, Attend::default),
             quantized: Quantized::default(),
             logits: Vec::new(),
         }

@@ -1,11 +1,13 @@
 //! Attention: grouped heads over the layer's own cache or the one it shares. The scale is 1; there is no soft cap.
 
 use super::activations::Activations;
+use super::attend::Layer;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::checkpoint::config::Kind;
-use crate::engine::kv_cache::{KvCache, Window};
+use crate::engine::checkpoint::weights::KvWeights;
+use crate::engine::kv_cache::{KvCache, KvKind};
 use crate::engine::ops::Compute;
-use crate::kernels::contract::Kernels;
+use crate::kernels::contract::plane_stride;
 use crate::stats::{Projection, Stage};
 
 /// `k = rope(rmsnorm_head(k_proj(x), k_norm))`, `v = rmsnorm_head(v_proj(x))`, appended to the cache of layer `i`.
@@ -20,9 +22,24 @@ pub(super) fn append_kv(on: &Compute, net: &Checkpoint, act: &mut Activations, c
     on.rms_norm_then(&mut k, &kv.k_norm, eps, |head, i| rotation.turn(i / shape.kv_heads, head));
     act.k = k;
     on.rms_norm_plain(&mut act.v, shape.head_dim, eps);
-    let row = shape.kv_heads * shape.head_dim;
-    for ((&position, k), v) in act.positions.iter().zip(act.k.chunks_exact(row)).zip(act.v.chunks_exact(row)) {
-        cache.put(i, position, k, v, kv.k_step, kv.v_step);
+    store(on, act, cache, i, kv, shape.head_dim);
+}
+
+/// Keys and values `[T, kv_heads, d]` into the cache of layer `i`.
+fn store(on: &Compute, act: &mut Activations, cache: &mut KvCache, i: usize, kv: &KvWeights, d: usize) {
+    let (int8, kv_heads) = (cache.kind() == KvKind::Int8, act.k.len() / act.positions.len() / d);
+    let stride = plane_stride(d, 1);
+    act.codes.resize(2 * stride, 0);
+    let (k_codes, v_codes) = act.codes.split_at_mut(stride);
+    for (row, (k, v)) in act.k.chunks_exact(d).zip(act.v.chunks_exact(d)).enumerate() {
+        let (position, head) = (act.positions[row / kv_heads], row % kv_heads);
+        if int8 {
+            on.kernels.quantize(k, kv.k_step, 1, k_codes);
+            on.kernels.quantize(v, kv.v_step, 1, v_codes);
+            cache.put_codes(i, head, position, &k_codes[..d], &v_codes[..d]);
+        } else {
+            cache.put(i, head, position, k, v);
+        }
     }
 }
 
@@ -38,66 +55,27 @@ pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, c
     let timer = on.stats.time(Stage::Attention);
     let owner = shape.kv_source;
     let (k_step, v_step) = net.weights.layers[owner].kv.as_ref().map_or((1.0, 1.0), |kv| (kv.k_step, kv.v_step));
-    let (heads, group, d) = (net.config.heads, net.config.heads / shape.kv_heads, shape.head_dim);
-    let reach = if shape.kind == Kind::Sliding { net.config.sliding_window } else { usize::MAX };
+    let (heads, d) = (net.config.heads, shape.head_dim);
+    let heads_of = Layer {
+        cache,
+        owner,
+        group: heads / shape.kv_heads,
+        heads,
+        d,
+        positions: &act.positions,
+        reach: if shape.kind == Kind::Sliding { net.config.sliding_window } else { usize::MAX },
+        k_step,
+        v_step,
+    };
     act.heads.resize(q.len(), 0.0);
-    on.pool.items_into(&mut act.heads, d, |worker, item, out| {
-        let (t, head) = (item / heads, item % heads);
-        let end = act.positions[t] + 1;
-        let window = cache.window(owner, head / group, end.saturating_sub(reach)..end);
-        attend(on.kernels, &q[item * d..][..d], window, k_step, v_step, &mut act.scores.of(worker), out);
+    // The heads of one token go to different workers; of several tokens, each worker takes whole ones.
+    let granule = if act.positions.len() == 1 { 1 } else { heads };
+    on.pool.ranges_into(&mut act.heads, d, granule, |worker, items, out| {
+        heads_of.attend(on.kernels, items.clone(), &q[items.start * d..items.end * d], &mut act.attend.of(worker), out);
     });
     act.q = q;
     drop(timer);
 
     let _timer = on.stats.time(Stage::QueryKeyValueOutput);
     on.linear(Projection::Output, &layer.o_proj, &act.heads, &mut act.x, &mut act.quantized);
-}
-
-/// `out = softmax(q · kᵀ) · v` for one head. The softmax subtracts its maximum; the division comes last.
-fn attend(
-    on: &dyn Kernels,
-    q: &[f32],
-    window: Window<'_>,
-    k_step: f32,
-    v_step: f32,
-    p: &mut Vec<f32>,
-    out: &mut [f32],
-) {
-    let d = q.len();
-    let positions = |a: usize, b: usize| (a / d, (a + b) / d);
-    let (split, len) = match window {
-        Window::F32 { k: [a, b], .. } => positions(a.len(), b.len()),
-        Window::Int8 { k: [a, b], .. } => positions(a.len(), b.len()),
-    };
-    p.resize(len, 0.0);
-    let (first, second) = p.split_at_mut(split);
-    match window {
-        Window::F32 { k: [a, b], .. } => {
-            on.scores_f32(q, a, first);
-            on.scores_f32(q, b, second);
-        }
-        Window::Int8 { k: [a, b], .. } => {
-            on.scores_i8(q, a, first);
-            on.scores_i8(q, b, second);
-            p.iter_mut().for_each(|s| *s *= k_step);
-        }
-    }
-    let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total = on.exp_sum(p, max);
-    out.fill(0.0);
-    let (first, second) = p.split_at(split);
-    let scale = match window {
-        Window::F32 { v: [a, b], .. } => {
-            on.mix_f32(first, a, out);
-            on.mix_f32(second, b, out);
-            1.0 / total
-        }
-        Window::Int8 { v: [a, b], .. } => {
-            on.mix_i8(first, a, out);
-            on.mix_i8(second, b, out);
-            v_step / total
-        }
-    };
-    out.iter_mut().for_each(|o| *o *= scale);
 }

@@ -4,6 +4,7 @@
 //! Formulas and their source: Hugging Face transformers, `models/gemma4/modeling_gemma4.py`.
 
 mod activations;
+mod attend;
 mod attention;
 mod mlp;
 mod per_layer;

@@ -10,7 +10,7 @@ use std::fmt::{Arguments, Debug};
 use fastrand::Rng;
 
 use super::available;
-use super::contract::{Bits, Codes, Kernels, MAX_K, Planes, plane_stride};
+use super::contract::{Bits, Codes, Kernels, MAX_K, Planes, Softmax, Split, Weights, plane_stride};
 use super::scalar::Scalar;
 use guard::Guarded;
 
@@ -73,6 +73,7 @@ fn every_set_equals_scalar() {
     dots(&mut reports);
     dots_bf16_and_f32(&mut reports);
     attention(&mut reports);
+    fine(&mut reports);
     sum_squares(&mut reports);
     nonlinear(&mut reports);
 
@@ -218,16 +219,10 @@ fn attention(reports: &mut [Report]) {
         for n in [0, 1, 2, 3, 4, 5, 7, 8, 9, 33] {
             let (q, p) = (Guarded::new(&floats(&mut rng, d)), Guarded::new(&floats(&mut rng, n)));
             let floating = Guarded::new(&floats(&mut rng, n * d));
-            let bytes = Guarded::new(&(0..n * d).map(|_| rng.i8(..)).collect::<Vec<_>>());
             let before = floats(&mut rng, d);
             compare(reports, format_args!("scores_f32 d {d} n {n}"), |set| {
                 let mut out = vec![f32::NAN; n];
                 set.scores_f32(&q, &floating, &mut out);
-                exact(&out)
-            });
-            compare(reports, format_args!("scores_i8 d {d} n {n}"), |set| {
-                let mut out = vec![f32::NAN; n];
-                set.scores_i8(&q, &bytes, &mut out);
                 exact(&out)
             });
             compare(reports, format_args!("mix_f32 d {d} n {n}"), |set| {
@@ -235,10 +230,39 @@ fn attention(reports: &mut [Report]) {
                 set.mix_f32(&p, &floating, &mut out);
                 exact(&out)
             });
-            compare(reports, format_args!("mix_i8 d {d} n {n}"), |set| {
-                let mut out = before.clone();
-                set.mix_i8(&p, &bytes, &mut out);
-                exact(&out)
+        }
+    }
+}
+
+fn fine(reports: &mut [Report]) {
+    let mut rng = Rng::with_seed(6);
+    for n in [16, 32, 48, 64, 112, 128, 256, 272, 512] {
+        for x in [Guarded::new(&floats(&mut rng, n)), Guarded::new(&vec![0.0; n]), Guarded::new(&vec![-1e-39; n])] {
+            compare(reports, format_args!("split n {n}, then step and sums"), |set| {
+                let (mut high, mut low) = (vec![0x55; n.next_multiple_of(64)], vec![0x55; n.next_multiple_of(64)]);
+                let Split { step, sums } = set.split(&x, &mut high, &mut low);
+                let codes = high.into_iter().chain(low).map(i32::from);
+                codes.chain([step.to_bits().cast_signed()]).chain(sums).collect()
+            });
+        }
+    }
+    for n in [1, 3, 15, 16, 17, 31, 64, 100, 127, 128] {
+        let mut sums = || Guarded::new(&(0..n).map(|_| rng.i32(-500_000..500_000)).collect::<Vec<_>>());
+        let (high, low) = (sums(), sums());
+        for live in [[0..n, n..n], [0..0, n..n], [n / 3..n / 2, n / 2..n], [0..n / 4, n / 2..n - 1]] {
+            compare(reports, format_args!("weigh n {n} live {live:?}, then max and sums"), |set| {
+                let (mut scores, mut highs, mut lows) = (vec![f32::NAN; n], vec![0x55; n], vec![0x55; n]);
+                let found = set.weigh([&high, &low], 3e-8, live.clone(), &mut scores, &mut highs, &mut lows);
+                let codes = highs.into_iter().chain(lows).map(i32::from);
+                codes.chain([found.max.to_bits().cast_signed()]).chain(found.sums).collect()
+            });
+        }
+        let before = floats(&mut rng, n);
+        for (old, new) in [(f32::NEG_INFINITY, 1.0), (1.0, f32::NEG_INFINITY), (2.0, 2.0), (-3.5, 4.25), (4.25, -3.5)] {
+            compare(reports, format_args!("blend n {n} {old} {new}, then the state"), |set| {
+                let (mut state, mut out) = (Softmax { max: old, total: 77.5 }, before.clone());
+                set.blend(&mut state, Weights { max: new, sums: [1000, -3] }, [&high, &low], &mut out);
+                exact(&[out, vec![state.max, state.total]].concat())
             });
         }
     }

@@ -38,18 +38,6 @@ pub(super) fn store(x: Lanes, to: &mut [f32; LANES]) {
     }
 }
 
-/// int8 to f32, exactly.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) fn widen_i8(x: &[i8; LANES]) -> Lanes {
-    // SAFETY: the array is as long as the load.
-    #[allow(unsafe_code)]
-    let bytes = unsafe { vld1q_s8(x.as_ptr()) };
-    let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
-    [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
-        .map(|words| vcvtq_f32_s32(words))
-}
-
 /// BF16 to f32, exactly: it is the upper half.
 #[inline]
 #[target_feature(enable = "neon")]

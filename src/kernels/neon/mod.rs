@@ -11,10 +11,11 @@ mod qdot_sdot;
 mod quantize;
 
 use std::arch::is_aarch64_feature_detected;
+use std::ops::Range;
 
-use super::contract::{Codes, Kernels, Planes};
-use super::math;
+use super::contract::{Codes, Kernels, Planes, Softmax, Split, Weights};
 use super::tiles::{Gemv, ROWS, Tiles, Unpacked};
+use super::{fine, math};
 
 /// Proof that this CPU has NEON.
 #[derive(Clone, Copy)]
@@ -125,16 +126,28 @@ macro_rules! kernels {
                 unsafe { attention::scores_f32(q, keys, out) }
             }
 
-            fn scores_i8(&self, q: &[f32], keys: &[i8], out: &mut [f32]) {
-                unsafe { attention::scores_i8(q, keys, out) }
-            }
-
             fn mix_f32(&self, p: &[f32], values: &[f32], out: &mut [f32]) {
                 unsafe { attention::mix_f32(p, values, out) }
             }
 
-            fn mix_i8(&self, p: &[f32], values: &[i8], out: &mut [f32]) {
-                unsafe { attention::mix_i8(p, values, out) }
+            fn split(&self, x: &[f32], high: &mut [i8], low: &mut [i8]) -> Split {
+                fine::split(x, high, low)
+            }
+
+            fn weigh(
+                &self,
+                sums: [&[i32]; 2],
+                scale: f32,
+                live: [Range<usize>; 2],
+                scores: &mut [f32],
+                high: &mut [i8],
+                low: &mut [i8],
+            ) -> Weights {
+                fine::weigh(sums, scale, live, scores, high, low)
+            }
+
+            fn blend(&self, state: &mut Softmax, weights: Weights, sums: [&[i32]; 2], out: &mut [f32]) {
+                fine::blend(state, weights, sums, out)
             }
 
             fn sum_squares(&self, x: &[f32]) -> f32 {

@@ -6,8 +6,10 @@ mod peak;
 mod qdot;
 mod quantize;
 
-use super::contract::{Codes, Kernels, Planes};
-use super::math;
+use std::ops::Range;
+
+use super::contract::{Codes, Kernels, Planes, Softmax, Split, Weights};
+use super::{fine, math};
 
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 pub(super) use fdot::dots_f32;
@@ -40,16 +42,28 @@ impl Kernels for Scalar {
         attention::scores(q, keys, out);
     }
 
-    fn scores_i8(&self, q: &[f32], keys: &[i8], out: &mut [f32]) {
-        attention::scores(q, keys, out);
-    }
-
     fn mix_f32(&self, p: &[f32], values: &[f32], out: &mut [f32]) {
         attention::mix(p, values, out);
     }
 
-    fn mix_i8(&self, p: &[f32], values: &[i8], out: &mut [f32]) {
-        attention::mix(p, values, out);
+    fn split(&self, x: &[f32], high: &mut [i8], low: &mut [i8]) -> Split {
+        fine::split(x, high, low)
+    }
+
+    fn weigh(
+        &self,
+        sums: [&[i32]; 2],
+        scale: f32,
+        live: [Range<usize>; 2],
+        scores: &mut [f32],
+        high: &mut [i8],
+        low: &mut [i8],
+    ) -> Weights {
+        fine::weigh(sums, scale, live, scores, high, low)
+    }
+
+    fn blend(&self, state: &mut Softmax, weights: Weights, sums: [&[i32]; 2], out: &mut [f32]) {
+        fine::blend(state, weights, sums, out)
     }
 
     fn sum_squares(&self, x: &[f32]) -> f32 {

@@ -36,16 +36,6 @@ pub(super) fn store(x: Lanes, to: &mut [f32; LANES]) {
     }
 }
 
-/// int8 to f32, exactly.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-pub(super) fn widen_i8(x: &[i8; LANES]) -> Lanes {
-    // SAFETY: the array is as long as the load.
-    #[allow(unsafe_code)]
-    let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
-    [bytes, _mm_unpackhi_epi64(bytes, bytes)].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half)))
-}
-
 /// BF16 to f32, exactly: it is the upper half.
 #[inline]
 #[target_feature(enable = "avx2,fma")]

@@ -13,7 +13,9 @@ mod qdot;
 mod qdot_vnni;
 mod quantize;
 
-use super::contract::{Bits, Codes, Kernels, Planes};
+use std::ops::Range;
+
+use super::contract::{Bits, Codes, Kernels, Planes, Softmax, Split, Weights};
 use super::tiles::{Gemv, ROWS, Tiles, Unpacked};
 
 /// Proof that this CPU has AVX2 and FMA.
@@ -119,16 +121,28 @@ macro_rules! kernels {
                 unsafe { attention::scores_f32(q, keys, out) }
             }
 
-            fn scores_i8(&self, q: &[f32], keys: &[i8], out: &mut [f32]) {
-                unsafe { attention::scores_i8(q, keys, out) }
-            }
-
             fn mix_f32(&self, p: &[f32], values: &[f32], out: &mut [f32]) {
                 unsafe { attention::mix_f32(p, values, out) }
             }
 
-            fn mix_i8(&self, p: &[f32], values: &[i8], out: &mut [f32]) {
-                unsafe { attention::mix_i8(p, values, out) }
+            fn split(&self, x: &[f32], high: &mut [i8], low: &mut [i8]) -> Split {
+                unsafe { nonlinear::split(x, high, low) }
+            }
+
+            fn weigh(
+                &self,
+                sums: [&[i32]; 2],
+                scale: f32,
+                live: [Range<usize>; 2],
+                scores: &mut [f32],
+                high: &mut [i8],
+                low: &mut [i8],
+            ) -> Weights {
+                unsafe { nonlinear::weigh(sums, scale, live, scores, high, low) }
+            }
+
+            fn blend(&self, state: &mut Softmax, weights: Weights, sums: [&[i32]; 2], out: &mut [f32]) {
+                unsafe { nonlinear::blend(state, weights, sums, out) }
             }
 
             fn sum_squares(&self, x: &[f32]) -> f32 {

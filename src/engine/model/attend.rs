@@ -1,0 +1,218 @@
+//! `softmax(q · kᵀ) · v`: in floats for a float cache, in integers for one of codes.
+//!
+//! With codes, the queries of all heads that share keys, of a few tokens, go over a block of positions together: their two
+//! halves (see [`Kernels::split`]) are tokens to the integer product whose weights are the keys; the weights of the softmax, in
+//! two halves again, are tokens to the one whose weights are the values. Only the scores of one block exist at a time. A head of
+//! a token takes the same blocks in the same order whatever it is computed together with, so batches and threads change no bit.
+
+use std::ops::Range;
+
+use crate::engine::kv_cache::{BLOCK, Codes, KvCache, Stored};
+use crate::kernels::contract::{self, Bits, Kernels, Planes, Softmax, Split, Weights, plane_stride};
+
+/// Queries that go over the keys together.
+const QUERIES: usize = 32;
+
+/// One layer's attention for the tokens of a batch.
+pub(super) struct Layer<'a> {
+    pub(super) cache: &'a KvCache,
+    /// The layer whose cache is read.
+    pub(super) owner: usize,
+    /// Heads that share keys and values.
+    pub(super) group: usize,
+    pub(super) heads: usize,
+    pub(super) d: usize,
+    /// Position of each token.
+    pub(super) positions: &'a [usize],
+    /// How many positions a token sees, its own included.
+    pub(super) reach: usize,
+    pub(super) k_step: f32,
+    pub(super) v_step: f32,
+}
+
+/// Memory of a worker.
+#[derive(Default)]
+pub(super) struct Attend {
+    /// Halves of the queries, `[2 · queries, plane_stride(d)]`, and their sums.
+    q: Vec<i8>,
+    q_sums: Vec<i32>,
+    /// What a product of query and key is multiplied with.
+    scales: Vec<f32>,
+    /// Halves of the weights, `[2 · queries, BLOCK]`, and their sums.
+    p: Vec<i8>,
+    p_sums: Vec<i32>,
+    /// Products `[2 · queries, slots]`, then `[2 · queries, d]`.
+    sums: Vec<i32>,
+    /// Scores of one query: of a block, or of everything in floats.
+    scores: Vec<f32>,
+    weights: Vec<Weights>,
+    softmax: Vec<Softmax>,
+}
+
+impl Layer<'_> {
+    /// Mixes of `items`, which count the heads of the tokens one after the other. `q` and `out` are `[items, d]`.
+    pub(super) fn attend(
+        &self,
+        on: &dyn Kernels,
+        items: Range<usize>,
+        q: &[f32],
+        memory: &mut Attend,
+        out: &mut [f32],
+    ) {
+        let (d, mut item) = (self.d, items.start);
+        while item < items.end {
+            let (t, head) = (item / self.heads, item % self.heads);
+            let whole = head == 0 && items.end - item >= self.heads;
+            // Whole tokens, as many as fill the tile, or what is left of the heads that share keys.
+            let tokens = if whole { (QUERIES / self.heads).clamp(1, (items.end - item) / self.heads) } else { 1 };
+            let last = if whole { self.heads } else { self.heads.min(head + items.end - item) };
+            let at = |t: usize, head: usize| (t * self.heads + head - items.start) * d;
+            let mut head = head;
+            while head < last {
+                let heads = head..last.min((head / self.group + 1) * self.group);
+                let tile = Tile { tokens: t..t + tokens, heads: heads.clone() };
+                match self.stored(&tile) {
+                    Stored::Int8(codes) => self.integers(on, &codes, &tile, q, &at, memory, out),
+                    Stored::F32 { .. } => self.floats(on, &tile, q, &at, &mut memory.scores, out),
+                }
+                head = heads.end;
+            }
+            item = t * self.heads + if whole { tokens * self.heads } else { last };
+        }
+    }
+
+    /// What token `t` sees.
+    fn sees(&self, t: usize) -> Range<usize> {
+        let end = self.positions[t] + 1;
+        end.saturating_sub(self.reach)..end
+    }
+
+    fn stored(&self, tile: &Tile) -> Stored<'_> {
+        self.cache.stored(self.owner, tile.heads.start / self.group, self.sees(tile.tokens.start))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn integers(
+        &self,
+        on: &dyn Kernels,
+        codes: &Codes<'_>,
+        tile: &Tile,
+        q: &[f32],
+        at: &impl Fn(usize, usize) -> usize,
+        memory: &mut Attend,
+        out: &mut [f32],
+    ) {
+        let (d, n, stride) = (self.d, tile.len(), plane_stride(self.d, 1));
+        memory.begin(n, stride);
+        for (i, (t, head)) in tile.queries().enumerate() {
+            let from = at(t, head);
+            let (high, low) = memory.q[2 * i * stride..][..2 * stride].split_at_mut(stride);
+            let Split { step, sums } = on.split(&q[from..from + d], high, low);
+            memory.q_sums.extend(sums);
+            memory.scales.push(step * self.k_step);
+            out[from..from + d].fill(0.0);
+        }
+        let end = self.positions[tile.tokens.end - 1] + 1;
+        for block in 0..codes.blocks(end) {
+            let live = |t: usize| codes.slots(block, &self.sees(t));
+            // Between the first and the last slot that any of the tokens sees.
+            let seen = tile.tokens.clone().flat_map(live).filter(|slots| !slots.is_empty());
+            let Some(slots) = seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else { continue };
+            let keys = contract::Codes::new(bytemuck::cast_slice(codes.keys(block, slots.clone())), Bits::Eight, d);
+            memory.sums.resize(2 * n * slots.len(), 0);
+            on.dots(keys, Planes::new(&memory.q, &memory.q_sums, 1, d), &mut memory.sums);
+            memory.weigh(on, tile.queries().map(|(t, _)| live(t)), &slots);
+            let values = contract::Codes::new(bytemuck::cast_slice(codes.values(block)), Bits::Eight, BLOCK);
+            memory.sums.resize(2 * n * d, 0);
+            on.dots(values, Planes::new(&memory.p, &memory.p_sums, 1, BLOCK), &mut memory.sums);
+            for (i, (t, head)) in tile.queries().enumerate() {
+                let (high, low) = memory.sums[2 * i * d..][..2 * d].split_at(d);
+                let out = &mut out[at(t, head)..][..d];
+                on.blend(&mut memory.softmax[i], memory.weights[i], [high, low], out);
+            }
+        }
+        for (softmax, (t, head)) in memory.softmax.iter().zip(tile.queries()) {
+            let scale = self.v_step / softmax.total;
+            out[at(t, head)..][..d].iter_mut().for_each(|out| *out *= scale);
+        }
+    }
+
+    /// The softmax subtracts its maximum; the division comes last.
+    fn floats(
+        &self,
+        on: &dyn Kernels,
+        tile: &Tile,
+        q: &[f32],
+        at: &impl Fn(usize, usize) -> usize,
+        p: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
+        let d = self.d;
+        for (t, head) in tile.queries() {
+            let Stored::F32 { k, v } = self.cache.stored(self.owner, head / self.group, self.sees(t)) else { continue };
+            let (q, out) = (&q[at(t, head)..][..d], &mut out[at(t, head)..][..d]);
+            let (split, len) = (k[0].len() / d, (k[0].len() + k[1].len()) / d);
+            p.resize(len, 0.0);
+            let (first, second) = p.split_at_mut(split);
+            on.scores_f32(q, k[0], first);
+            on.scores_f32(q, k[1], second);
+            let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let total = on.exp_sum(p, max);
+            out.fill(0.0);
+            let (first, second) = p.split_at(split);
+            on.mix_f32(first, v[0], out);
+            on.mix_f32(second, v[1], out);
+            out.iter_mut().for_each(|out| *out *= 1.0 / total);
+        }
+    }
+}
+
+impl Attend {
+    /// Room for `n` queries, none of which is there yet.
+    fn begin(&mut self, n: usize, stride: usize) {
+        self.q.resize(2 * n * stride, 0);
+        self.q_sums.clear();
+        self.scales.clear();
+        self.p.resize(2 * n * BLOCK, 0);
+        self.scores.resize(BLOCK, 0.0);
+        self.softmax.clear();
+        self.softmax.resize(n, Softmax::default());
+    }
+
+    /// `p`: the weights of `slots` of a block for every query; `live` are those that each of them sees.
+    fn weigh(&mut self, on: &dyn Kernels, live: impl Iterator<Item = [Range<usize>; 2]>, slots: &Range<usize>) {
+        let len = slots.len();
+        self.p.fill(0);
+        self.p_sums.clear();
+        self.weights.clear();
+        for (i, live) in live.enumerate() {
+            let (high, low) = self.p[2 * i * BLOCK..][..2 * BLOCK].split_at_mut(BLOCK);
+            let (a, b) = self.sums[2 * i * len..][..2 * len].split_at(len);
+            let live = live.map(|live| {
+                let start = live.start.clamp(slots.start, slots.end);
+                start - slots.start..live.end.clamp(start, slots.end) - slots.start
+            });
+            let (high, low) = (&mut high[slots.clone()], &mut low[slots.clone()]);
+            let weights = on.weigh([a, b], self.scales[i], live, &mut self.scores[..len], high, low);
+            self.p_sums.extend(weights.sums);
+            self.weights.push(weights);
+        }
+    }
+}
+
+/// Some heads, which share keys and values, of some tokens.
+struct Tile {
+    tokens: Range<usize>,
+    heads: Range<usize>,
+}
+
+impl Tile {
+    fn len(&self) -> usize {
+        self.tokens.len() * self.heads.len()
+    }
+
+    fn queries(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let heads = self.heads.clone();
+        self.tokens.clone().flat_map(move |t| heads.clone().map(move |head| (t, head)))
+    }
+}
