@@ -216,13 +216,13 @@ impl Topics {
         // The tree is recognised at any depth: a broker's bridge or mount point may put levels before it.
         let tree = format!("/{}/", self.base);
         let slashed = format!("/{topic}/");
-        if let Some(at) = slashed.find(&tree)
-            && !self
-                .share
-                .iter()
-                .chain([&self.node])
-                .any(|level| slashed[at + tree.len()..].starts_with(&format!("{level}/res/{client}/")))
-        {
+        // What is below it, without the slash that was put behind: `res/<client>` itself is nobody's answer.
+        let below = slashed.find(&tree).map(|at| slashed.get(at + tree.len()..slashed.len() - 1).unwrap_or_default());
+        let own = |below: &str| {
+            let mut levels = self.share.iter().chain([&self.node]);
+            levels.any(|level| below.starts_with(&format!("{level}/res/{client}/")))
+        };
+        if below.is_some_and(|below| !own(below)) {
             return refuse(format!("below {}/ only {}/res/{client}/ may be answered to", self.base, self.node));
         }
         if let Some(closed) = &self.closed
