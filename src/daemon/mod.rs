@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 mod error;
+mod fetch;
 mod load;
 mod models;
 mod pace;

@@ -86,6 +86,11 @@ impl Models {
         Models { link: link.to_owned(), own: link.with_file_name("models") }
     }
 
+    /// Where a packed model of that name belongs.
+    pub(super) fn packed(&self, name: &str) -> PathBuf {
+        self.own.join(format!("{name}.{PACKED}"))
+    }
+
     /// All of them, by name; one of our own hides a packaged one of the same name.
     ///
     /// # Errors

@@ -264,9 +264,7 @@ fn aligned(tensors: impl Iterator<Item = Planned>) -> Vec<Planned> {
 
 /// Whether `needed` bytes fit where `path` is to be.
 fn check_space(path: &Path, needed: u64) -> Result<(), PackError> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let stat = nix::sys::statvfs::statvfs(dir).map_err(|errno| io_error(path, "write")(errno.into()))?;
-    let free = stat.blocks_available() * stat.fragment_size();
+    let free = output::free_space(path).map_err(io_error(path, "write"))?;
     if needed <= free {
         return Ok(());
     }

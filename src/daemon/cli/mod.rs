@@ -10,6 +10,7 @@ mod debug;
 mod demo;
 mod doctor;
 mod eval;
+mod fetch;
 mod inspect;
 mod log;
 mod model;
@@ -58,6 +59,8 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Say what a checkpoint is, what serving it takes, and whether this machine has that
     Inspect(inspect::Inspect),
+    /// Get a checkpoint from where it is published, the text model alone, and pack it
+    Fetch(Box<fetch::Fetch>),
     /// Make one file of a checkpoint, to be mapped and used in place
     Pack(pack::Pack),
     /// Read a packed model once and compare it with its checksum
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Top(top) => status::top(&top),
         Command::Doctor(doctor) => doctor::run(&doctor),
         Command::Inspect(inspect) => inspect::run(&inspect),
+        Command::Fetch(fetch) => fetch::run(&fetch),
         Command::Pack(pack) => pack::run(&pack),
         Command::Verify(verify) => pack::verify(&verify.file),
         Command::Model(models) => models::run(&models),

@@ -47,13 +47,13 @@ pub(super) fn verify(file: &Path) -> Result<(), Error> {
 }
 
 /// Shows bytes on standard error when that is a terminal.
-fn bytes_bar() -> ProgressBar {
+pub(super) fn bytes_bar() -> ProgressBar {
     const TEMPLATE: &str = "{bytes} of {total_bytes} {wide_bar} {bytes_per_sec}, {eta}";
     let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(0).with_style(style)
 }
 
-fn advance(bar: &ProgressBar, done: u64, total: u64) {
+pub(super) fn advance(bar: &ProgressBar, done: u64, total: u64) {
     bar.set_length(total);
     bar.set_position(done);
 }

@@ -137,8 +137,38 @@ pub struct Header {
 /// The length or the JSON is broken, a name stands twice, a type is unknown, shape and bytes disagree, or the tensors do
 /// not cover the data exactly.
 pub fn parse(file: &[u8]) -> Result<Header, Problem> {
-    let (json, data_len) = split(file)?;
-    let data_start = file.len() - data_len;
+    parse_start(file, file.len() as u64)
+}
+
+/// The bytes that a file of `len` bytes has before its data, told by its first eight.
+///
+/// # Errors
+///
+/// The header is too long for the file or for anybody.
+pub fn length(prefix: [u8; PREFIX], len: u64) -> Result<u64, Problem> {
+    let (json, left) = (u64::from_le_bytes(prefix), len.saturating_sub(PREFIX as u64));
+    if json > MAX_HEADER {
+        return Err(Problem::at("header length", format!("at most {MAX_HEADER} bytes"), json.to_string()));
+    }
+    if json > left {
+        let expected = format!("at most {left}, what the file has left (is it truncated?)");
+        return Err(Problem::at("header length", expected, json.to_string()));
+    }
+    Ok(PREFIX as u64 + json)
+}
+
+/// As [`parse`], of a file of `len` bytes that begins with `start`, where at least the header is.
+///
+/// # Errors
+///
+/// As there.
+pub fn parse_start(start: &[u8], len: u64) -> Result<Header, Problem> {
+    let Some(&prefix) = start.first_chunk() else {
+        return Err(Problem::whole("a safetensors file of at least 8 bytes", format!("{} bytes", start.len())));
+    };
+    let data_start = length(prefix, len)? as usize;
+    let data_len = len as usize - data_start;
+    let json = start.get(PREFIX..data_start).ok_or_else(|| Problem::whole("the whole header", "its beginning"))?;
     let mut last = String::new();
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let (mut raw, metadata) = Entries { last: &mut last }
@@ -176,25 +206,6 @@ pub fn parse(file: &[u8]) -> Result<Header, Problem> {
         ));
     }
     Ok(Header { entries, metadata })
-}
-
-/// The header's JSON and the length of the data after it.
-fn split(file: &[u8]) -> Result<(&[u8], usize), Problem> {
-    let Some((prefix, rest)) = file.split_first_chunk::<PREFIX>() else {
-        return Err(Problem::whole("a safetensors file of at least 8 bytes", format!("{} bytes", file.len())));
-    };
-    let len = u64::from_le_bytes(*prefix);
-    if len > MAX_HEADER {
-        return Err(Problem::at("header length", format!("at most {MAX_HEADER} bytes"), len.to_string()));
-    }
-    match rest.split_at_checked(len as usize) {
-        Some((json, data)) => Ok((json, data.len())),
-        None => Err(Problem::at(
-            "header length",
-            format!("at most {}, what the file has left (is it truncated?)", rest.len()),
-            len.to_string(),
-        )),
-    }
 }
 
 /// One entry on its own: type known, offsets in order and inside the data, shape and length in agreement.

@@ -4,20 +4,12 @@ use super::config::{Config, LayerConfig};
 use super::error::{CheckpointError, Problem};
 use super::files::{Tensor, Tensors};
 use super::header::Dtype;
-use super::names::{NESTED, Projection, TEXT_ONLY};
+use super::names::Projection;
 use super::weights::{Bf16Data, Bf16Matrix, Floats, KvWeights, LayerPle, LayerWeights, Linear, Ple, Table, Weights};
 use crate::kernels::contract::Bits;
 
 // Codes, scales and BF16 values are used as they lie in the file.
 const _: () = assert!(cfg!(target_endian = "little"), "safetensors files are little-endian");
-
-/// The prefix of the text model's tensors in these files.
-pub(super) fn prefix(tensors: &Tensors) -> &'static str {
-    match tensors.get(&format!("{TEXT_ONLY}embed_tokens.embedding_quantized")) {
-        Some(_) => TEXT_ONLY,
-        None => NESTED,
-    }
-}
 
 /// Checks and collects all weights of the text model.
 pub(super) fn weights(config: &Config, tensors: &Tensors, prefix: &'static str) -> Result<Weights, CheckpointError> {

@@ -71,7 +71,7 @@ impl Checkpoint {
                 .map_err(|p| p.in_file(&source.place("generation_config.json")))?,
         };
         let tensors = source.tensors()?;
-        let prefix = load::prefix(&tensors);
+        let prefix = names::prefix(|name| tensors.get(name).is_some());
         let weights = load::weights(&config, &tensors, prefix)?;
         Ok(Checkpoint { config, generation, weights, prefix, file_bytes: tensors.file_bytes() })
     }

@@ -84,25 +84,33 @@ impl Projection {
     }
 }
 
+/// Whether the tensor `name` is the text model's and not another modality's.
+pub fn is_text(prefix: &str, name: &str) -> bool {
+    const MODULES: [&str; 6] = [
+        "embed_tokens.",
+        "embed_tokens_per_layer.",
+        "layers.",
+        "norm.",
+        "per_layer_model_projection.",
+        "per_layer_projection_norm.",
+    ];
+    let below = |rest: &str| MODULES.iter().any(|module| rest.starts_with(module));
+    name.starts_with("lm_head.") || name.strip_prefix(prefix).is_some_and(below)
+}
+
 /// Whether the text model uses the tensor `name`. The published files have keys and values for layers that share another
 /// layer's cache, too; nothing reads them.
 pub fn is_used(config: &Config, prefix: &str, name: &str) -> bool {
-    const OUTSIDE: [&str; 5] = [
-        "embed_tokens.",
-        "embed_tokens_per_layer.",
-        "per_layer_model_projection.",
-        "per_layer_projection_norm.",
-        "norm.",
-    ];
-    if name.starts_with("lm_head.") {
-        return true;
-    }
-    let Some(rest) = name.strip_prefix(prefix) else { return false };
-    let Some((layer, part)) = rest.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) else {
-        return OUTSIDE.iter().any(|module| rest.starts_with(module));
-    };
+    let layers = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix("layers."));
+    let Some(rest) = layers else { return is_text(prefix, name) };
+    let Some((layer, part)) = rest.split_once('.') else { return false };
     let layer = layer.parse().ok().and_then(|i: usize| config.layers.get(i));
     layer.is_some_and(|layer| {
         layer.owns_cache || !(part.starts_with("self_attn.k_") || part.starts_with("self_attn.v_"))
     })
+}
+
+/// The prefix of the text model's modules, in a checkpoint where `has` knows the tensors.
+pub fn prefix(has: impl Fn(&str) -> bool) -> &'static str {
+    if has(&format!("{TEXT_ONLY}embed_tokens.embedding_quantized")) { TEXT_ONLY } else { NESTED }
 }

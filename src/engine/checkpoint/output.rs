@@ -34,6 +34,13 @@ fn with_mode(path: &Path, mode: u32, write: impl FnOnce(&mut BufWriter<File>) ->
     result
 }
 
+/// Bytes that are free for `path` where it is to be.
+pub fn free_space(path: &Path) -> io::Result<u64> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let stat = nix::sys::statvfs::statvfs(dir)?;
+    Ok(stat.blocks_available() * stat.fragment_size())
+}
+
 /// Writes the header for tensors `(name, dtype, shape, bytes)` whose data follow in this order without gaps; they begin at a
 /// multiple of `align`, itself a multiple of 8.
 pub fn header<'a>(

@@ -75,7 +75,7 @@ impl Tls {
     }
 
     /// An encrypted connection to `host`, whose certificate has to be for that name or address.
-    pub(super) async fn connect(&self, host: &str, port: u16) -> Result<TlsStream<TcpStream>, String> {
+    pub async fn connect(&self, host: &str, port: u16) -> Result<TlsStream<TcpStream>, String> {
         let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
         let connecting = async {
             let stream = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;

@@ -1,0 +1,390 @@
+//! `emberd fetch` against a server of the test's own: what comes is the same model, whatever the line does meanwhile.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::binary::{emberd, run, stdout};
+use emberd::engine::checkpoint::header;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+const REPO: &str = "someone/tiny-e2b";
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What the server does.
+#[derive(Clone, Default)]
+struct Manners {
+    no_ranges: bool,
+    no_tags: bool,
+    /// Says this SHA-256 of weights instead of the right one.
+    wrong_sum: bool,
+    /// Sends weights from another server, to which this leads.
+    elsewhere: Option<u16>,
+    /// Wants this token.
+    token: Option<&'static str>,
+    /// Breaks off every answer after so many bytes of its body.
+    cut: Option<usize>,
+    /// Answers so many requests with 503 first.
+    busy: usize,
+    /// Serves another file of weights from the so manieth request for ranges of it on.
+    changes_at: Option<usize>,
+}
+
+/// A request as it came: file, range, header lines.
+#[derive(Clone)]
+struct Seen {
+    file: String,
+    range: Option<(usize, usize)>,
+    head: String,
+}
+
+struct Server {
+    port: u16,
+    manners: Arc<Mutex<Manners>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Server {
+    fn start(files: BTreeMap<String, Vec<u8>>, manners: Manners) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (manners, seen) = (Arc::new(Mutex::new(manners)), Arc::new(Mutex::new(Vec::new())));
+        let (files, ways, log) = (Arc::new(files), Arc::clone(&manners), Arc::clone(&seen));
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (files, ways, log) = (Arc::clone(&files), Arc::clone(&ways), Arc::clone(&log));
+                thread::spawn(move || answer(stream, &files, &ways, &log));
+            }
+        });
+        Server { port, manners, seen }
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// The body bytes that went out of the weights, by range.
+    fn ranges(&self) -> Vec<(usize, usize)> {
+        self.seen().iter().filter(|seen| seen.file == "model.safetensors").filter_map(|seen| seen.range).collect()
+    }
+}
+
+/// One request and its answer; the connection is closed behind it. Nothing is told of a client that has gone.
+fn answer(
+    stream: TcpStream,
+    files: &BTreeMap<String, Vec<u8>>,
+    ways: &Mutex<Manners>,
+    log: &Mutex<Vec<Seen>>,
+) -> Option<()> {
+    let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
+    let path = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
+    let head: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+    let file = path.split('?').next()?.rsplit('/').next()?.to_owned();
+    let value = |name: &str| head.iter().find_map(|line| line.strip_prefix(&format!("{name}: ")).map(str::to_owned));
+    let range = value("range").and_then(|range| {
+        let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+        Some((first.parse().ok()?, last.parse::<usize>().ok()? + 1))
+    });
+    let weights = file.ends_with(".safetensors");
+    let (manners, asked) = {
+        let (mut manners, mut log) = (ways.lock().unwrap(), log.lock().unwrap());
+        log.push(Seen { file: file.clone(), range, head: head.join("\n") });
+        let now = manners.clone();
+        manners.busy = manners.busy.saturating_sub(1);
+        (now, log.iter().filter(|seen| seen.file == file).count())
+    };
+    let mut out = &stream;
+    let mut plain = |status: &str, more: &str| write!(out, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n{more}\r\n").ok();
+    if manners.busy > 0 {
+        return plain("503 Service Unavailable", "");
+    }
+    if manners.token.is_some_and(|token| value("authorization") != Some(format!("Bearer {token}"))) {
+        return plain("401 Unauthorized", "");
+    }
+    let resolves = format!("/{REPO}/resolve/");
+    let Some(data) = files.get(&file).filter(|_| path.starts_with(&resolves) || path.starts_with("/blob/")) else {
+        return plain("404 Not Found", "");
+    };
+    let mut data = data.clone();
+    if weights && manners.changes_at.is_some_and(|at| asked > at) {
+        *data.last_mut()? ^= 1;
+    }
+    let sum = if manners.wrong_sum && weights { "0".repeat(64) } else { hex(&data) };
+    if let (Some(port), true) = (manners.elsewhere, weights) {
+        let more = format!(
+            "location: http://127.0.0.1:{port}/blob/{file}?Signature=secret\r\nx-linked-etag: \"{sum}\"\r\nx-repo-commit: {COMMIT}\r\n"
+        );
+        return plain("302 Found", &more);
+    }
+    let tag = if manners.no_tags { String::new() } else { format!("etag: \"{sum}\"\r\n") };
+    let len = data.len();
+    let head = match range.filter(|_| !manners.no_ranges) {
+        Some((first, end)) if first < len => {
+            data = data[first..end.min(len)].to_vec();
+            format!("206 Partial Content\r\ncontent-range: bytes {first}-{}/{len}\r\n", end.min(len) - 1)
+        }
+        Some(_) => return plain("416 Range Not Satisfiable", ""),
+        None => "200 OK\r\n".to_owned(),
+    };
+    write!(out, "HTTP/1.1 {head}{tag}x-repo-commit: {COMMIT}\r\ncontent-length: {}\r\n\r\n", data.len()).ok()?;
+    let sent = manners.cut.filter(|_| weights).map_or(data.len(), |cut| cut.min(data.len()));
+    out.write_all(&data[..sent]).ok()
+}
+
+/// A checkpoint as it is published: one file that has images and sounds, too.
+struct Published {
+    dir: tempfile::TempDir,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Published {
+    fn new() -> Published {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("tiny-e2b");
+        stdout(run(emberd().args(["debug", "synth", "--shape", "tiny-e2b", "--out"]).arg(&model)));
+        with_other_modalities(&model.join("model.safetensors"));
+        let files = fs::read_dir(&model).unwrap().map(|entry| {
+            let path = entry.unwrap().path();
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())
+        });
+        let files = files.collect();
+        Published { dir, files }
+    }
+
+    fn serve(&self, manners: Manners) -> Server {
+        Server::start(self.files.clone(), manners)
+    }
+
+    /// What `emberd pack` makes of the whole directory.
+    fn packed(&self) -> Vec<u8> {
+        let (model, file) = (self.dir.path().join("tiny-e2b"), self.dir.path().join("whole.ember"));
+        stdout(run(emberd().args(["pack", "--force"]).args([&model, &file])));
+        fs::read(file).unwrap()
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, server: &Server) -> Command {
+        let mut command = emberd();
+        command.args(["fetch", REPO, "--base-url", &format!("http://127.0.0.1:{}", server.port), "--to"]);
+        command.arg(self.at("got.ember"));
+        command
+    }
+
+    fn fetch(&self, server: &Server, more: &[&str]) -> Output {
+        run(self.command(server).args(more))
+    }
+
+    fn refused(&self, server: &Server, more: &[&str], words: &[&str]) {
+        let output = self.fetch(server, more);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && words.iter().all(|word| said.contains(word)), "{more:?}: {said}");
+        assert!(!self.at("got.ember").exists(), "{more:?}");
+    }
+
+    /// The model came, whole, and nothing else is left.
+    fn got(&self, output: Output) -> String {
+        let said = stdout(output);
+        assert!(fs::read(self.at("got.ember")).unwrap() == self.packed(), "another model than that of the directory");
+        assert!(!self.at(".got.ember.fetch").exists());
+        fs::remove_file(self.at("got.ember")).unwrap();
+        said
+    }
+}
+
+/// Puts tensors of images and sounds between those of the text model.
+fn with_other_modalities(file: &Path) {
+    let bytes = fs::read(file).unwrap();
+    let found = header::parse(&bytes).unwrap();
+    let mut names: Vec<_> = found.entries.keys().cloned().collect();
+    names.sort_by_key(|name| (found.entries[name].start, name.clone()));
+    let (mut head, mut data) = (Map::new(), Vec::new());
+    for (number, name) in names.iter().enumerate() {
+        if number % 40 == 0 {
+            let tower = ["vision_tower", "audio_tower"][number / 40 % 2];
+            let entry = json!({"dtype": "U8", "shape": [5000], "data_offsets": [data.len(), data.len() + 5000]});
+            head.insert(format!("model.{tower}.layers.{number}.weight"), entry);
+            data.extend([0xee; 5000]);
+        }
+        let entry = &found.entries[name];
+        let end = data.len() + entry.len;
+        let place = json!({"dtype": entry.dtype.name(), "shape": entry.shape, "data_offsets": [data.len(), end]});
+        head.insert(name.clone(), place);
+        data.extend(&bytes[entry.start..entry.start + entry.len]);
+    }
+    let head = Value::Object(head).to_string();
+    fs::write(file, [&(head.len() as u64).to_le_bytes(), head.as_bytes(), &data].concat()).unwrap();
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn the_text_model_comes_and_nothing_else_leaves_the_server() {
+    let published = Published::new();
+    let server = published.serve(Manners::default());
+    let said = published.got(published.fetch(&server, &[]));
+    assert!(said.contains("SHA-256"), "{said}");
+    let weights = &published.files["model.safetensors"];
+    let others = header::parse(weights).unwrap().entries;
+    let others: Vec<_> = others.iter().filter(|(name, _)| name.contains("_tower")).map(|(_, entry)| entry).collect();
+    assert!(others.len() > 3);
+    for (first, end) in server.ranges() {
+        assert!(others.iter().all(|entry| end <= entry.start || first >= entry.start + entry.len), "{first}..{end}");
+    }
+    // All files are of the commit that the first answer named.
+    assert!(server.seen().len() > 6);
+
+    // The same model by its own checksum; another one is refused.
+    let sum = said.split("SHA-256 ").nth(1).unwrap()[..64].to_owned();
+    published.got(published.fetch(&server, &["--expect", &sum]));
+    published.refused(&server, &["--expect", &"0".repeat(64)], &["got.ember", &sum, "deleted"]);
+    fs::write(published.at("got.ember"), "there").unwrap();
+    let output = published.fetch(&server, &[]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--force"));
+    assert_eq!(fs::read_to_string(published.at("got.ember")).unwrap(), "there");
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn a_line_that_breaks_is_gone_on_with() {
+    let published = Published::new();
+    let weights = published.files["model.safetensors"].len();
+    // Every answer is cut: it comes in so many pieces, none of them twice.
+    let cut = weights / 9;
+    let server = published.serve(Manners { cut: Some(cut), busy: 2, ..Manners::default() });
+    published.got(published.fetch(&server, &["--whole"]));
+    let asked: usize = server.ranges().iter().map(|(first, end)| (end - first).min(cut)).sum();
+    assert!((weights..weights + 10).contains(&asked), "{asked} bytes of {weights}");
+    published.got(published.fetch(&server, &[]));
+
+    // The command is killed in the middle, and the next one goes on.
+    server.manners.lock().unwrap().cut = None;
+    let before = server.seen().len();
+    let mut child = published.command(&server).args(["--whole", "--limit-rate", "1M"]).spawn().unwrap();
+    let partial = published.at(".got.ember.fetch/model.safetensors.partial");
+    let until = Instant::now() + Duration::from_secs(60);
+    while fs::metadata(&partial).map_or(0, |found| found.len()) < 100_000 {
+        assert!(Instant::now() < until, "nothing comes");
+        thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let there = fs::metadata(&partial).unwrap().len() as usize;
+    assert!(there < weights, "the rate has no effect: {there} of {weights} bytes");
+    published.got(published.fetch(&server, &["--whole"]));
+    let starts: Vec<usize> = server.ranges().iter().map(|range| range.0).collect();
+    assert!(starts.contains(&there), "{there}: {starts:?}");
+    // Small files that are there are not asked for again but for a byte.
+    let again =
+        server.seen()[before..].iter().filter(|seen| seen.file == "config.json" && seen.range.unwrap().1 > 1).count();
+    assert_eq!(again, 1);
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn what_is_not_the_file_is_refused() {
+    let published = Published::new();
+    let server = published.serve(Manners { wrong_sum: true, ..Manners::default() });
+    published.refused(&server, &["--whole"], &["model.safetensors", "SHA-256", "deleted"]);
+    assert!(!published.at(".got.ember.fetch/model.safetensors").exists());
+    *server.manners.lock().unwrap() = Manners::default();
+
+    // Checksums of one's own, in sha256sum's form.
+    let sums = published.at("sums");
+    let list = |weights: &str| {
+        let sum = |name: &str| format!("{}  ./{name}\n", hex(&published.files[name]));
+        fs::write(&sums, format!("{}{weights}  model.safetensors\n", sum("config.json"))).unwrap();
+    };
+    list(&"1".repeat(64));
+    published.refused(&server, &["--checksums", sums.to_str().unwrap()], &["--whole", "--expect"]);
+    let whole = ["--whole", "--checksums", sums.to_str().unwrap()];
+    published.refused(&server, &whole, &["model.safetensors", "1111", "not"]);
+    list(&hex(&published.files["model.safetensors"]));
+    published.got(published.fetch(&server, &whole));
+
+    // A file that becomes another one while it is fetched.
+    let server = published.serve(Manners { changes_at: Some(3), ..Manners::default() });
+    published.refused(&server, &[], &["model.safetensors", "changed on the server"]);
+    // And between two attempts: what is there of the old one is not used.
+    server.manners.lock().unwrap().changes_at = None;
+    published.got(published.fetch(&server, &[]));
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn a_server_without_ranges_or_tags_sends_whole_files() {
+    let published = Published::new();
+    let server = published.serve(Manners { no_ranges: true, ..Manners::default() });
+    published.got(published.fetch(&server, &[]));
+    let server = published.serve(Manners { no_tags: true, ..Manners::default() });
+    let output = published.fetch(&server, &[]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no checksum known"));
+    published.got(output);
+    // Nothing can be gone on with there: an attempt begins again, and they are counted.
+    server.manners.lock().unwrap().busy = 100;
+    published.refused(&server, &[], &["config.json", "503"]);
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn a_token_is_shown_to_its_server_alone() {
+    let published = Published::new();
+    let other = published.serve(Manners::default());
+    let server =
+        published.serve(Manners { token: Some("hf_secret"), elsewhere: Some(other.port), ..Manners::default() });
+    published.refused(&server, &[], &["401", "--token-file", "terms"]);
+    let token = published.at("token");
+    fs::write(&token, "hf_secret\n").unwrap();
+    let with = ["--token-file", token.to_str().unwrap()];
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o644)).unwrap();
+    published.refused(&server, &with, &["token", "chmod 600"]);
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    published.got(published.fetch(&server, &with));
+    assert!(!other.seen().is_empty() && other.seen().iter().all(|seen| !seen.head.contains("hf_secret")));
+    // A token is not sent where it can be read on the way.
+    let output = run(emberd()
+        .args(["fetch", "--base-url", "http://mirror.invalid"])
+        .args(with)
+        .arg("--to")
+        .arg(published.at("x.ember")));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("without TLS"), "{output:?}");
+
+    published.refused(&published.serve(Manners::default()), &["--revision", "../x"], &["--revision"]);
+    let output = run(published.command(&published.serve(Manners::default())).arg("--name").arg("x"));
+    assert_eq!(output.status.code(), Some(2));
+    let nobody = Server::start(BTreeMap::new(), Manners::default());
+    published.refused(&nobody, &[], &["config.json", "no such file", "--base-url"]);
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn a_full_disk_is_said_and_gone_on_from() {
+    let published = Published::new();
+    let server = published.serve(Manners::default());
+    // Files may not grow further, in blocks of 512 bytes; once the signal is ignored, that is an error.
+    let (blocks, whole) = (900, published.command(&server));
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+    let output = run(Command::new("sh").args(["-c", &script, "sh"]).arg(whole.get_program()).args(whole.get_args()));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains("model.safetensors.partial") && said.contains("goes on"),
+        "{said}"
+    );
+    assert_eq!(fs::metadata(published.at(".got.ember.fetch/model.safetensors.partial")).unwrap().len(), blocks * 512);
+    published.got(published.fetch(&server, &[]));
+}
