@@ -56,7 +56,7 @@ pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &
 /// See [`tiles::ahead`]; `step` bytes of each row.
 #[inline]
 #[target_feature(enable = "sse")]
-pub(super) fn prefetch<const R: usize>(rows: &[&[u8]; R], at: usize, step: usize) {
+fn prefetch<const R: usize>(rows: &[&[u8]; R], at: usize, step: usize) {
     let ahead = tiles::ahead(rows, at);
     for line in (0..R * step).step_by(64) {
         // It reads nothing and faults nowhere: the address may be that of anything.

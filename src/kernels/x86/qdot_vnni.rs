@@ -8,7 +8,6 @@
 use std::arch::x86_64::*;
 
 use super::gemm_vnni;
-use super::qdot::prefetch;
 use crate::kernels::contract::{Bits, Codes, Planes};
 use crate::kernels::tiles::{self, Gemv};
 
@@ -30,45 +29,91 @@ pub(super) fn dots<S: Gemv>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
     let len = tiles::check::<BITS>(&rows, token, stride);
-    let mut sums = [[_mm512_setzero_si512(); 4]; R];
-    let mut at = 0;
-    while at < len {
-        prefetch(&rows, at, 64);
-        let mut q = [_mm512_setzero_si512(); 4];
-        for (p, q) in q.iter_mut().enumerate().take(8 / BITS) {
-            // SAFETY: `at < len` is a multiple of 64, so `check` says that plane `p` has 64 bytes there.
+    // One row after the other, and no prefetch: the memory sees a single stream, which the CPU is ahead of by itself. Four
+    // rows side by side, with or without prefetches, read 15 GB/s where this reads 18 (one thread of a Zen 4).
+    let mut sums = [_mm512_setzero_si512(); R];
+    for (sum, row) in sums.iter_mut().zip(rows) {
+        let mut fields = [_mm512_setzero_si512(); 4];
+        let mut at = 0;
+        while at + 64 <= len {
+            // SAFETY: `at + 64 <= len`, the length of every row.
             #[allow(unsafe_code)]
-            unsafe {
-                *q = _mm512_loadu_si512(token.as_ptr().add(p * stride + at).cast());
-            }
+            let codes = unsafe { _mm512_loadu_si512(row.as_ptr().add(at).cast()) };
+            fields = step::<BITS>(fields, codes, load_q::<BITS>(token, stride, at));
+            at += 64;
         }
-        for r in 0..R {
-            let codes = load_codes(rows[r], at);
-            for p in 0..8 / BITS {
-                let field = match BITS {
-                    2 => _mm512_and_si512(codes, _mm512_set1_epi8((0x03_u8 << (2 * p)).cast_signed())),
-                    4 => _mm512_and_si512(codes, _mm512_set1_epi8((0x0f_u8 << (4 * p)).cast_signed())),
-                    // Past the end of a row this is 128 and not 0: the activations there are zero.
-                    _ => _mm512_xor_si512(codes, _mm512_set1_epi8(-128)),
-                };
-                sums[r][p] = _mm512_dpbusd_epi32(sums[r][p], field, q[p]);
-            }
+        if at < len {
+            fields = step::<BITS>(fields, load_codes(row, at), load_q::<BITS>(token, stride, at));
         }
-        at += 64;
-    }
-    let mut totals = [0; R];
-    for (total, fields) in totals.iter_mut().zip(sums) {
-        let mut sum = fields[0];
+        *sum = fields[0];
         if BITS == 2 {
-            sum = _mm512_add_epi32(sum, _mm512_srai_epi32::<2>(fields[1]));
-            sum = _mm512_add_epi32(sum, _mm512_srai_epi32::<4>(fields[2]));
-            sum = _mm512_add_epi32(sum, _mm512_srai_epi32::<6>(fields[3]));
+            *sum = _mm512_add_epi32(*sum, _mm512_srai_epi32::<2>(fields[1]));
+            *sum = _mm512_add_epi32(*sum, _mm512_srai_epi32::<4>(fields[2]));
+            *sum = _mm512_add_epi32(*sum, _mm512_srai_epi32::<6>(fields[3]));
         } else if BITS == 4 {
-            sum = _mm512_add_epi32(sum, _mm512_srai_epi32::<4>(fields[1]));
+            *sum = _mm512_add_epi32(*sum, _mm512_srai_epi32::<4>(fields[1]));
         }
-        *total = _mm512_reduce_add_epi32(sum);
+    }
+    match sums.first_chunk() {
+        // Rows are short: four sums across a register, one by one, would take as long as the products.
+        Some(&[a, b, c, d]) if R == 4 => {
+            let mut totals = [0; R];
+            totals.copy_from_slice(&four_totals(a, b, c, d));
+            totals
+        }
+        _ => sums.map(|sum| _mm512_reduce_add_epi32(sum)),
+    }
+}
+
+/// The sums of the lanes of four registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn four_totals(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> [i32; 4] {
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    let all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    let half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
+    let four = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+    let mut totals = [0; 4];
+    // SAFETY: the array is as long as the store.
+    #[allow(unsafe_code)]
+    unsafe {
+        _mm_storeu_si128(totals.as_mut_ptr().cast(), four);
     }
     totals
+}
+
+/// 64 packed bytes of a row with their activations; a field is masked where it stands.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn step<const BITS: usize>(mut sums: [__m512i; 4], codes: __m512i, q: [__m512i; 4]) -> [__m512i; 4] {
+    for p in 0..8 / BITS {
+        let field = match BITS {
+            2 => _mm512_and_si512(codes, _mm512_set1_epi8((0x03_u8 << (2 * p)).cast_signed())),
+            4 => _mm512_and_si512(codes, _mm512_set1_epi8((0x0f_u8 << (4 * p)).cast_signed())),
+            // Past the end of a row this is 128 and not 0: the activations there are zero.
+            _ => _mm512_xor_si512(codes, _mm512_set1_epi8(-128)),
+        };
+        sums[p] = _mm512_dpbusd_epi32(sums[p], field, q[p]);
+    }
+    sums
+}
+
+/// 64 activations of every plane from `at` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_q<const BITS: usize>(token: &[i8], stride: usize, at: usize) -> [__m512i; 4] {
+    debug_assert!(token.len() == 8 / BITS * stride && at + 64 <= stride);
+    let mut q = [_mm512_setzero_si512(); 4];
+    for (p, q) in q.iter_mut().enumerate().take(8 / BITS) {
+        // SAFETY: `at < len <= stride`, `at` and `stride` are multiples of 64, and `tiles::check` saw that the token has
+        // `8 / BITS` planes of `stride` bytes.
+        #[allow(unsafe_code)]
+        unsafe {
+            *q = _mm512_loadu_si512(token.as_ptr().add(p * stride + at).cast());
+        }
+    }
+    q
 }
 
 /// 64 bytes of `row` from `at` on, zeros past its end.
