@@ -37,7 +37,9 @@ fn text(seed: u64, len: usize) -> Vec<u32> {
 
 /// Pins `tokens` and computes what is missing of them; how many tokens ran for it.
 fn prepare(engine: &mut Engine, dir: &Path, pins: &[(&str, &[u32])]) -> usize {
-    engine.pin(dir, 1 << 30, pins.iter().map(|(name, tokens)| ((*name).to_owned(), tokens.to_vec())).collect());
+    engine
+        .pin(dir, 1 << 30, pins.iter().map(|(name, tokens)| ((*name).to_owned(), tokens.to_vec())).collect())
+        .expect("pins");
     let mut ran = 0;
     while engine.unprepared().is_some() {
         ran += engine.prepare();
@@ -113,7 +115,7 @@ fn damaged_files_change_no_answer() {
     let mut check = |bytes: &[u8], what: &str| {
         fs::write(file(dir.path(), "p"), bytes).unwrap();
         engine.runner_mut().reset();
-        engine.pin(dir.path(), 1 << 30, vec![("p".into(), pin.clone())]);
+        engine.pin(dir.path(), 1 << 30, vec![("p".into(), pin.clone())]).expect("pins");
         let found = answer(&mut engine, &prompt);
         assert_eq!(found.0, if bytes == good { pin.len() } else { 0 }, "{what}");
         assert!((&found.1, &found.2) == (&expected.1, &expected.2), "{what}");
@@ -135,7 +137,7 @@ fn damaged_files_change_no_answer() {
     fs::remove_file(file(dir.path(), "p")).unwrap();
     nix::unistd::mkfifo(&file(dir.path(), "p"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     engine.runner_mut().reset();
-    engine.pin(dir.path(), 1 << 30, vec![("p".into(), pin.clone())]);
+    engine.pin(dir.path(), 1 << 30, vec![("p".into(), pin.clone())]).expect("pins");
     assert_eq!(answer(&mut engine, &prompt).0, 0);
     engine.runner_mut().reset();
     assert_eq!(prepare(&mut engine, dir.path(), &[("p", &pin)]), pin.len());
@@ -165,7 +167,7 @@ fn what_differs_is_computed_again_and_what_is_not_wanted_goes() {
     assert_eq!(run(&path, KvKind::Int8, &[("p", &other)]), 42);
     // No room, and no directory: nothing is kept, and nothing tried again and again.
     let mut engine = load(&path, KvKind::Int8);
-    engine.pin(&dir.path().join("small"), 100, vec![("p".into(), pin.clone())]);
+    engine.pin(&dir.path().join("small"), 100, vec![("p".into(), pin.clone())]).expect("pins");
     let mut steps = 0;
     while engine.unprepared().is_some() {
         engine.prepare();
@@ -173,7 +175,7 @@ fn what_differs_is_computed_again_and_what_is_not_wanted_goes() {
     }
     assert!(steps < 5 && !file(&dir.path().join("small"), "p").exists());
     fs::write(dir.path().join("no directory"), "").unwrap();
-    engine.pin(&dir.path().join("no directory"), 1 << 30, vec![("p".into(), pin.clone())]);
+    engine.pin(&dir.path().join("no directory"), 1 << 30, vec![("p".into(), pin.clone())]).expect("pins");
     engine.prepare();
     assert_eq!(engine.unprepared(), None);
 }

@@ -40,8 +40,7 @@ pub(super) fn pin(engine: &mut Engine, config: &Config) -> Result<(), String> {
         }
     });
     let pins = pins.collect::<Result<Vec<_>, String>>()?;
-    engine.pin(&config.cache.prefix_dir, config.cache.disk_mb << 20, pins);
-    Ok(())
+    engine.pin(&config.cache.prefix_dir, config.cache.disk_mb << 20, pins).map_err(|error| error.to_string())
 }
 
 /// The conversation of which only the beginning is known.

@@ -124,8 +124,8 @@ pub struct Engine {
     runner: Runner,
     prefixes: Prefixes,
     pinned: Option<Pinned>,
-    /// Which model it is, for what is kept of it in files.
-    identity: [u8; 32],
+    /// What it was loaded from.
+    source: Source,
     tokenizer: Arc<Tokenizer>,
     /// Made by the first request that wants a form.
     grammars: Option<Grammars>,
@@ -149,8 +149,7 @@ impl Engine {
             return Err(EngineError::NoEnd { dir: path.to_path_buf() });
         }
         let (tokenizer, prefixes) = (Arc::new(tokenizer), Prefixes::default());
-        let identity = pinned::identity(&source).map_err(LoadError::from)?;
-        Ok(Engine { runner, prefixes, pinned: None, identity, tokenizer, grammars: None, template, defaults })
+        Ok(Engine { runner, prefixes, pinned: None, source, tokenizer, grammars: None, template, defaults })
     }
 
     /// What runs the model.
@@ -175,11 +174,17 @@ impl Engine {
 
     /// Keeps these beginnings of prompts in files of the directory `dir`, of at most `bytes` together; those that are there already
     /// are of use at once, the others once [`Engine::prepare`] has computed them. Files of others are removed.
-    pub fn pin(&mut self, dir: &Path, bytes: u64, pins: Vec<(String, Vec<u32>)>) {
-        let mut pinned = Pinned::new(dir, self.identity, self.runner.kv(), bytes);
+    ///
+    /// # Errors
+    ///
+    /// The model's files cannot be read to tell it from others.
+    pub fn pin(&mut self, dir: &Path, bytes: u64, pins: Vec<(String, Vec<u32>)>) -> Result<(), EngineError> {
+        let identity = pinned::identity(&self.source).map_err(LoadError::from)?;
+        let mut pinned = Pinned::new(dir, identity, self.runner.kv(), bytes);
         pins.into_iter().for_each(|(name, tokens)| pinned.add(&name, tokens));
         pinned.tidy();
         self.pinned = Some(pinned);
+        Ok(())
     }
 
     /// Bytes of memory that the next pinned beginning takes while it is computed; `None` when all are there.

@@ -34,6 +34,41 @@ pub const BLOCK: usize = 128;
 /// Positions by which the memory of a full layer grows.
 const GROWTH: usize = 2 * BLOCK;
 
+/// Where a position stands.
+fn slot(ring: Option<usize>, position: usize) -> usize {
+    ring.map_or(position, |capacity| position % capacity)
+}
+
+/// The first of the positions before `positions` that one after them needs. A ring holds a window and a batch, less one, or
+/// more.
+fn needed(ring: Option<usize>, positions: usize) -> usize {
+    ring.map_or(0, |capacity| positions.saturating_sub(capacity - MAX_BATCH))
+}
+
+/// Overwrites the beginning of `data`, which grows by no more than it has to.
+fn paste<T: Copy + Default>(data: &mut Vec<T>, from: &[T]) {
+    if from.len() > data.len() {
+        data.reserve_exact(from.len() - data.len());
+        data.resize(from.len(), T::default());
+    }
+    data[..from.len()].copy_from_slice(from);
+}
+
+/// Hands `dim` of `values` to `put` for each of `positions`.
+fn deal<T>(
+    positions: Range<usize>,
+    dim: usize,
+    values: &mut impl Iterator<Item = T>,
+    mut put: impl FnMut(usize, &[T]),
+) {
+    let mut row = Vec::with_capacity(dim);
+    for position in positions {
+        row.clear();
+        row.extend(values.take(dim));
+        put(position, &row);
+    }
+}
+
 /// Rows of one KV head of one layer.
 #[derive(Debug)]
 struct Rows<T> {
@@ -49,7 +84,7 @@ impl<T: Copy + Default> Rows<T> {
     }
 
     fn put(&mut self, position: usize, row: &[T]) {
-        let slot = self.ring.map_or(position, |capacity| position % capacity);
+        let slot = slot(self.ring, position);
         let (from, to) = (slot * self.dim, (slot + 1) * self.dim);
         if to > self.data.len() {
             if to > self.data.capacity() {
@@ -69,31 +104,6 @@ impl<T: Copy + Default> Rows<T> {
     /// The rows of `positions` positions and no room for more.
     fn copy(&self, positions: usize) -> Rows<T> {
         Rows { data: self.data[..self.values(positions)].to_vec(), ..*self }
-    }
-
-    /// Takes the place of what is here; the memory is kept.
-    fn paste(&mut self, from: &Rows<T>) {
-        if from.data.len() > self.data.len() {
-            self.data.reserve_exact(from.data.len() - self.data.len());
-            self.data.resize(from.data.len(), T::default());
-        }
-        self.data[..from.data.len()].copy_from_slice(&from.data);
-    }
-
-    /// The first of the rows that a position after `positions` needs.
-    fn needed(&self, positions: usize) -> usize {
-        // A ring holds a window and a batch, less one.
-        self.ring.map_or(0, |capacity| positions.saturating_sub(capacity - MAX_BATCH))
-    }
-
-    /// Takes rows from the head of `values`, one for each position that is needed after `positions`.
-    fn take(&mut self, positions: usize, values: &mut impl Iterator<Item = T>) {
-        let mut row = Vec::with_capacity(self.dim);
-        for position in self.needed(positions)..positions {
-            row.clear();
-            row.extend(values.take(self.dim));
-            self.put(position, &row);
-        }
     }
 
     /// The rows of `positions`, oldest first, in at most two runs.
@@ -118,7 +128,7 @@ struct Columns {
 
 impl Columns {
     fn put(&mut self, position: usize, column: &[i8]) {
-        let slot = self.ring.map_or(position, |capacity| position % capacity);
+        let slot = slot(self.ring, position);
         let block = self.dim * BLOCK;
         let len = (slot / BLOCK + 1) * block;
         if len > self.data.len() {
@@ -129,24 +139,9 @@ impl Columns {
         values.zip(column).for_each(|(value, &code)| *value = code);
     }
 
-    /// As [`Rows::needed`].
-    fn needed(&self, positions: usize) -> usize {
-        self.ring.map_or(0, |capacity| positions.saturating_sub(capacity - MAX_BATCH))
-    }
-
-    /// As [`Rows::take`], of columns.
-    fn take(&mut self, positions: usize, values: &mut impl Iterator<Item = i8>) {
-        let mut column = Vec::with_capacity(self.dim);
-        for position in self.needed(positions)..positions {
-            column.clear();
-            column.extend(values.take(self.dim));
-            self.put(position, &column);
-        }
-    }
-
     /// The column of `position`.
     fn column(&self, position: usize) -> impl Iterator<Item = i8> {
-        let slot = self.ring.map_or(position, |capacity| position % capacity);
+        let slot = slot(self.ring, position);
         let block = &self.data[slot / BLOCK * self.dim * BLOCK..][..self.dim * BLOCK];
         block.iter().skip(slot % BLOCK).step_by(BLOCK).copied()
     }
@@ -158,14 +153,6 @@ impl Columns {
 
     fn copy(&self, positions: usize) -> Columns {
         Columns { data: self.data[..self.values(positions)].to_vec(), ..*self }
-    }
-
-    fn paste(&mut self, from: &Columns) {
-        if from.data.len() > self.data.len() {
-            self.data.reserve_exact(from.data.len() - self.data.len());
-            self.data.resize(from.data.len(), 0);
-        }
-        self.data[..from.data.len()].copy_from_slice(&from.data);
     }
 }
 
@@ -326,12 +313,12 @@ impl KvCache {
         for (own, other) in self.heads.iter_mut().flatten().zip(copy.heads.iter().flatten()) {
             match (own, other) {
                 (Head::F32 { k, v }, Head::F32 { k: keys, v: values }) => {
-                    k.paste(keys);
-                    v.paste(values);
+                    paste(&mut k.data, &keys.data);
+                    paste(&mut v.data, &values.data);
                 }
                 (Head::Int8 { k, v }, Head::Int8 { k: keys, v: values }) => {
-                    k.paste(keys);
-                    v.paste(values);
+                    paste(&mut k.data, &keys.data);
+                    paste(&mut v.data, &values.data);
                 }
                 _ => panic!("a cache of another kind"),
             }
@@ -343,8 +330,8 @@ impl KvCache {
     pub fn stored_bytes(&self, positions: usize) -> usize {
         let values = |dim: usize, needed: usize| 2 * dim * (positions - needed);
         let head = |head: &Head| match head {
-            Head::F32 { k, .. } => 4 * values(k.dim, k.needed(positions)),
-            Head::Int8 { k, .. } => values(k.dim, k.needed(positions)),
+            Head::F32 { k, .. } => 4 * values(k.dim, needed(k.ring, positions)),
+            Head::Int8 { k, .. } => values(k.dim, needed(k.ring, positions)),
         };
         self.heads.iter().flatten().map(head).sum()
     }
@@ -359,13 +346,13 @@ impl KvCache {
         for head in self.heads.iter().flatten() {
             match head {
                 Head::F32 { k, v } => {
-                    let runs = [k, v].map(|rows| rows.runs(rows.needed(self.len)..self.len));
+                    let runs = [k, v].map(|rows| rows.runs(needed(rows.ring, self.len)..self.len));
                     runs.as_flattened().iter().try_for_each(|run| out.write_all(bytemuck::cast_slice(run)))?;
                 }
                 Head::Int8 { k, v } => {
-                    let runs = k.runs(k.needed(self.len)..self.len);
+                    let runs = k.runs(needed(k.ring, self.len)..self.len);
                     runs.iter().try_for_each(|run| out.write_all(bytemuck::cast_slice(run)))?;
-                    let columns: Vec<i8> = (v.needed(self.len)..self.len).flat_map(|p| v.column(p)).collect();
+                    let columns: Vec<i8> = (needed(v.ring, self.len)..self.len).flat_map(|p| v.column(p)).collect();
                     out.write_all(bytemuck::cast_slice(&columns))?;
                 }
             }
@@ -384,10 +371,15 @@ impl KvCache {
         let mut floats = stored.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
         for head in self.heads.iter_mut().flatten() {
             match head {
-                Head::F32 { k, v } => [k, v].into_iter().for_each(|rows| rows.take(positions, &mut floats)),
+                Head::F32 { k, v } => {
+                    let wanted = needed(k.ring, positions)..positions;
+                    deal(wanted.clone(), k.dim, &mut floats, |position, row| k.put(position, row));
+                    deal(wanted, v.dim, &mut floats, |position, row| v.put(position, row));
+                }
                 Head::Int8 { k, v } => {
-                    k.take(positions, &mut bytes);
-                    v.take(positions, &mut bytes);
+                    let wanted = needed(k.ring, positions)..positions;
+                    deal(wanted.clone(), k.dim, &mut bytes, |position, row| k.put(position, row));
+                    deal(wanted, v.dim, &mut bytes, |position, column| v.put(position, column));
                 }
             }
         }

@@ -138,9 +138,23 @@ impl Compute {
         tile: impl Fn(Range<usize>, &mut [i32], &mut [f32], &mut [f32]) + Sync,
     ) {
         assert!((1..=MAX_BATCH).contains(&tokens), "a batch of {tokens} tokens");
-        let height = (TILE / tokens).clamp(GRANULE, MAX_ROWS) / GRANULE * GRANULE;
+        // The memory of a tile is zeroed each time: for one token, no more of it than it can use.
+        match tokens {
+            1 => self.tiles_of::<MAX_ROWS>(n, tokens, y, tile),
+            _ => self.tiles_of::<TILE>(n, tokens, y, tile),
+        }
+    }
+
+    fn tiles_of<const SUMS: usize>(
+        &self,
+        n: usize,
+        tokens: usize,
+        y: &mut [f32],
+        tile: impl Fn(Range<usize>, &mut [i32], &mut [f32], &mut [f32]) + Sync,
+    ) {
+        let height = (SUMS / tokens).clamp(GRANULE, MAX_ROWS) / GRANULE * GRANULE;
         self.pool.rows_into(y, n, GRANULE, |_, rows, out| {
-            let (mut sums, mut other, mut acc) = ([0i32; TILE], [0f32; TILE], [0f32; TILE]);
+            let (mut sums, mut other, mut acc) = ([0i32; SUMS], [0f32; SUMS], [0f32; SUMS]);
             for start in rows.clone().step_by(height) {
                 let range = start..rows.end.min(start + height);
                 let (len, at) = (range.len(), start - rows.start);

@@ -122,7 +122,6 @@ impl Knobs {
 /// A model that runs.
 pub struct Runner {
     knobs: Knobs,
-    kv: KvKind,
     on: Compute,
     model: Model,
     state: State,
@@ -157,7 +156,6 @@ impl Runner {
         let limit = checkpoint.config.max_position_embeddings;
         Ok(Runner {
             knobs: Knobs::default(),
-            kv: options.kv,
             state: State::new(KvCache::new(&checkpoint.config, options.kv)),
             act: Activations::new(&pool),
             context: if options.context == 0 { limit } else { options.context.min(limit) },
@@ -204,12 +202,12 @@ impl Runner {
 
     /// How keys and values are stored.
     pub fn kv(&self) -> KvKind {
-        self.kv
+        self.state.cache().kind()
     }
 
     /// A cache as this model needs it.
     pub(super) fn empty_cache(&self) -> KvCache {
-        KvCache::new(self.config(), self.kv)
+        KvCache::new(self.config(), self.kv())
     }
 
     /// Forgets all tokens.

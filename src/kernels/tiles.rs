@@ -1,7 +1,7 @@
-//! How integer dot products are cut, the same for every SIMD set.
+//! How integer dot products are cut, the same for every SIMD set but one: `avx512vnni` has blocks of its own for several tokens.
 //!
-//! With one token (decoding) the weights are read once, from memory, and unpacked on the way: [`Tiles::gemv`] takes
-//! [`ROWS`] rows at a time, so that a vector of activations is loaded once for all of them.
+//! With one token (decoding) the weights are read once, from memory, and unpacked on the way: [`Gemv::gemv`] takes
+//! [`ROWS`] rows at a time.
 //!
 //! With several tokens (prompts, and the verification of guesses) unpacking would be repeated for each of them. A *block*,
 //! [`BLOCK_ROWS`] rows by [`CODES`] codes, is unpacked to bytes in the first-level cache, and all tokens pass over it,

@@ -321,7 +321,7 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     path.with_added_extension(ending)
 }
 
-/// An error of the system about `path`; a full disk with the remedy.
+/// An error of the system about `path`.
 pub(super) fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FetchError {
     move |source| FetchError::Io { path: path.to_owned(), action, source }
 }

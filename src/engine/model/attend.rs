@@ -59,26 +59,31 @@ impl Layer<'_> {
         memory: &mut Attend,
         out: &mut [f32],
     ) {
-        let (d, mut item) = (self.d, items.start);
+        let mut item = items.start;
         while item < items.end {
             let (t, head) = (item / self.heads, item % self.heads);
             let whole = head == 0 && items.end - item >= self.heads;
             // Whole tokens, as many as fill the tile, or what is left of the heads that share keys.
             let tokens = if whole { (QUERIES / self.heads).clamp(1, (items.end - item) / self.heads) } else { 1 };
             let last = if whole { self.heads } else { self.heads.min(head + items.end - item) };
-            let at = |t: usize, head: usize| (t * self.heads + head - items.start) * d;
             let mut head = head;
             while head < last {
                 let heads = head..last.min((head / self.group + 1) * self.group);
-                let tile = Tile { tokens: t..t + tokens, heads: heads.clone() };
+                let tile = Tile { first: items.start, tokens: t..t + tokens, heads: heads.clone() };
                 match self.stored(&tile) {
-                    Stored::Int8(codes) => self.integers(on, &codes, &tile, q, &at, memory, out),
-                    Stored::F32 { .. } => self.floats(on, &tile, q, &at, &mut memory.scores, out),
+                    Stored::Int8(codes) => self.integers(on, &codes, &tile, q, memory, out),
+                    Stored::F32 { .. } => self.floats(on, &tile, q, &mut memory.scores, out),
                 }
                 head = heads.end;
             }
             item = t * self.heads + if whole { tokens * self.heads } else { last };
         }
+    }
+
+    /// Where the head of token `t` stands in `q` and `out`.
+    fn place(&self, tile: &Tile, t: usize, head: usize) -> Range<usize> {
+        let at = (t * self.heads + head - tile.first) * self.d;
+        at..at + self.d
     }
 
     /// What token `t` sees.
@@ -91,26 +96,24 @@ impl Layer<'_> {
         self.cache.stored(self.owner, tile.heads.start / self.group, self.sees(tile.tokens.start))
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn integers(
         &self,
         on: &dyn Kernels,
         codes: &Codes<'_>,
         tile: &Tile,
         q: &[f32],
-        at: &impl Fn(usize, usize) -> usize,
         memory: &mut Attend,
         out: &mut [f32],
     ) {
         let (d, n, stride) = (self.d, tile.len(), plane_stride(self.d, 1));
         memory.begin(n, stride);
         for (i, (t, head)) in tile.queries().enumerate() {
-            let from = at(t, head);
+            let place = self.place(tile, t, head);
             let (high, low) = memory.q[2 * i * stride..][..2 * stride].split_at_mut(stride);
-            let Split { step, sums } = on.split(&q[from..from + d], high, low);
+            let Split { step, sums } = on.split(&q[place.clone()], high, low);
             memory.q_sums.extend(sums);
             memory.scales.push(step * self.k_step);
-            out[from..from + d].fill(0.0);
+            out[place].fill(0.0);
         }
         let end = self.positions[tile.tokens.end - 1] + 1;
         for block in 0..codes.blocks(end) {
@@ -127,30 +130,23 @@ impl Layer<'_> {
             on.dots(values, Planes::new(&memory.p, &memory.p_sums, 1, BLOCK), &mut memory.sums);
             for (i, (t, head)) in tile.queries().enumerate() {
                 let (high, low) = memory.sums[2 * i * d..][..2 * d].split_at(d);
-                let out = &mut out[at(t, head)..][..d];
+                let out = &mut out[self.place(tile, t, head)];
                 on.blend(&mut memory.softmax[i], memory.weights[i], [high, low], out);
             }
         }
         for (softmax, (t, head)) in memory.softmax.iter().zip(tile.queries()) {
             let scale = self.v_step / softmax.total;
-            out[at(t, head)..][..d].iter_mut().for_each(|out| *out *= scale);
+            out[self.place(tile, t, head)].iter_mut().for_each(|out| *out *= scale);
         }
     }
 
     /// The softmax subtracts its maximum; the division comes last.
-    fn floats(
-        &self,
-        on: &dyn Kernels,
-        tile: &Tile,
-        q: &[f32],
-        at: &impl Fn(usize, usize) -> usize,
-        p: &mut Vec<f32>,
-        out: &mut [f32],
-    ) {
+    fn floats(&self, on: &dyn Kernels, tile: &Tile, q: &[f32], p: &mut Vec<f32>, out: &mut [f32]) {
         let d = self.d;
         for (t, head) in tile.queries() {
             let Stored::F32 { k, v } = self.cache.stored(self.owner, head / self.group, self.sees(t)) else { continue };
-            let (q, out) = (&q[at(t, head)..][..d], &mut out[at(t, head)..][..d]);
+            let place = self.place(tile, t, head);
+            let (q, out) = (&q[place.clone()], &mut out[place]);
             let (split, len) = (k[0].len() / d, (k[0].len() + k[1].len()) / d);
             p.resize(len, 0.0);
             let (first, second) = p.split_at_mut(split);
@@ -202,6 +198,8 @@ impl Attend {
 
 /// Some heads, which share keys and values, of some tokens.
 struct Tile {
+    /// The item with which `q` and `out` begin.
+    first: usize,
     tokens: Range<usize>,
     heads: Range<usize>,
 }

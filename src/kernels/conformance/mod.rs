@@ -132,7 +132,7 @@ fn dots(reports: &mut [Report]) {
             dots_of(reports, bits, k, 9, 9);
         }
         // More than two blocks of rows, and of codes.
-        dots_of(reports, bits, 272, 35, 5);
+        dots_of(reports, bits, 272, 35, 9);
         dots_of(reports, bits, 2064, 5, 6);
         dots_of(reports, bits, MAX_K - 16, 1, 1);
         dots_of(reports, bits, MAX_K, 2, 1);

@@ -51,17 +51,26 @@ pub(super) fn tokens<const BITS: usize>(w: Codes<'_>, x: Planes<'_>, acc: &mut [
         let rows = ROWS.min(w.rows() - first);
         for at in (0..w.row_bytes()).step_by(CODES / (8 / BITS)) {
             block.fill::<BITS>(w, first, rows, at);
+            let mut out = Panel { acc: &mut *acc, stride: w.rows(), first, rows };
             let mut t = 0;
             while t < x.tokens() {
                 t += match x.tokens() - t {
-                    1 => tile::<BITS, 1>(&block, x, t, at, acc, w.rows(), first, rows),
-                    2 | 3 => tile::<BITS, 2>(&block, x, t, at, acc, w.rows(), first, rows),
-                    4..8 => tile::<BITS, 4>(&block, x, t, at, acc, w.rows(), first, rows),
-                    _ => tile::<BITS, TOKENS>(&block, x, t, at, acc, w.rows(), first, rows),
+                    1 => tile::<BITS, 1>(&block, x, t, at, &mut out),
+                    2 | 3 => tile::<BITS, 2>(&block, x, t, at, &mut out),
+                    4..8 => tile::<BITS, 4>(&block, x, t, at, &mut out),
+                    _ => tile::<BITS, TOKENS>(&block, x, t, at, &mut out),
                 };
             }
         }
     }
+}
+
+/// The sums of a panel: the rows `first..first + rows` of `acc` `[tokens, stride]`.
+struct Panel<'a> {
+    acc: &'a mut [i32],
+    stride: usize,
+    first: usize,
+    rows: usize,
 }
 
 impl Block {
@@ -142,20 +151,15 @@ fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
     columns
 }
 
-/// Adds the products of the tokens `t..t + T` with the block to `acc` `[tokens, stride]`, at its rows `first..first + rows`;
-/// returns `T`.
+/// Adds the products of the tokens `t..t + T` with the block, whose codes begin at packed byte `at`, to `out`; returns `T`.
 #[inline]
-#[allow(clippy::too_many_arguments)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn tile<const BITS: usize, const T: usize>(
     block: &Block,
     x: Planes<'_>,
     t: usize,
     at: usize,
-    acc: &mut [i32],
-    stride: usize,
-    first: usize,
-    rows: usize,
+    out: &mut Panel<'_>,
 ) -> usize {
     let mut sums = [[_mm512_setzero_si512(); 2]; T];
     for (p, codes) in block.codes.chunks_exact(ROWS * CODES / (8 / BITS)).enumerate() {
@@ -177,7 +181,7 @@ fn tile<const BITS: usize, const T: usize>(
         }
     }
     for (i, sums) in sums.iter().enumerate() {
-        let acc = &mut acc[(t + i) * stride + first..][..rows];
+        let acc = &mut out.acc[(t + i) * out.stride + out.first..][..out.rows];
         for (acc, &sum) in acc.chunks_mut(16).zip(sums) {
             let mask = if acc.len() == 16 { u16::MAX } else { (1 << acc.len()) - 1 };
             // SAFETY: the mask takes only the sums that are there; the others are not touched, by definition.

@@ -58,8 +58,7 @@ struct Inner {
 }
 
 impl Service {
-    /// Routes to `scheduler`.
-    /// `presets` gives those that hold now.
+    /// Routes to `scheduler`; `presets` gives those that hold now.
     pub fn new(
         scheduler: Scheduler,
         model: ModelInfo,
