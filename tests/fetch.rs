@@ -36,13 +36,16 @@ struct Manners {
     cut: Option<usize>,
     /// Answers so many requests with 503 first.
     busy: usize,
+    /// Says that the weights are as long as a number can be.
+    vast: bool,
     /// Serves another file of weights from the so manieth request for ranges of it on.
     changes_at: Option<usize>,
 }
 
-/// A request as it came: file, range, header lines.
+/// A request as it came: path, file, range, header lines.
 #[derive(Clone)]
 struct Seen {
+    path: String,
     file: String,
     range: Option<(usize, usize)>,
     head: String,
@@ -102,7 +105,7 @@ fn answer(
     let weights = file.ends_with(".safetensors");
     let (manners, asked) = {
         let (mut manners, mut log) = (ways.lock().unwrap(), log.lock().unwrap());
-        log.push(Seen { file: file.clone(), range, head: head.join("\n") });
+        log.push(Seen { path: path.clone(), file: file.clone(), range, head: head.join("\n") });
         let now = manners.clone();
         manners.busy = manners.busy.saturating_sub(1);
         (now, log.iter().filter(|seen| seen.file == file).count())
@@ -131,11 +134,12 @@ fn answer(
         return plain("302 Found", &more);
     }
     let tag = if manners.no_tags { String::new() } else { format!("etag: \"{sum}\"\r\n") };
-    let len = data.len();
+    let len = if manners.vast && weights { u64::MAX } else { data.len() as u64 };
     let head = match range.filter(|_| !manners.no_ranges) {
-        Some((first, end)) if first < len => {
-            data = data[first..end.min(len)].to_vec();
-            format!("206 Partial Content\r\ncontent-range: bytes {first}-{}/{len}\r\n", end.min(len) - 1)
+        Some((first, end)) if first < data.len() => {
+            let end = end.min(data.len());
+            data = data[first..end].to_vec();
+            format!("206 Partial Content\r\ncontent-range: bytes {first}-{}/{len}\r\n", end - 1)
         }
         Some(_) => return plain("416 Range Not Satisfiable", ""),
         None => "200 OK\r\n".to_owned(),
@@ -247,7 +251,10 @@ fn the_text_model_comes_and_nothing_else_leaves_the_server() {
         assert!(others.iter().all(|entry| end <= entry.start || first >= entry.start + entry.len), "{first}..{end}");
     }
     // All files are of the commit that the first answer named.
-    assert!(server.seen().len() > 6);
+    let seen = server.seen();
+    assert!(seen.len() > 6);
+    let pinned = format!("/{REPO}/resolve/{COMMIT}/");
+    assert!(seen[0].path.contains("/resolve/main/") && seen[1..].iter().all(|seen| seen.path.starts_with(&pinned)));
 
     // The same model by its own checksum; another one is refused.
     let sum = said.split("SHA-256 ").nth(1).unwrap()[..64].to_owned();
@@ -302,6 +309,9 @@ fn what_is_not_the_file_is_refused() {
     let server = published.serve(Manners { wrong_sum: true, ..Manners::default() });
     published.refused(&server, &["--whole"], &["model.safetensors", "SHA-256", "deleted"]);
     assert!(!published.at(".got.ember.fetch/model.safetensors").exists());
+    // More than there is room for, and more than can be counted.
+    *server.manners.lock().unwrap() = Manners { vast: true, ..Manners::default() };
+    published.refused(&server, &["--whole"], &["MB more", "MB free", "--work-dir"]);
     *server.manners.lock().unwrap() = Manners::default();
 
     // Checksums of one's own, in sha256sum's form.

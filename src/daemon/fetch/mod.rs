@@ -124,9 +124,10 @@ impl Fetch<'_> {
     /// What the server has under `name`; held against the checksum that is wanted, if both are known.
     async fn probe(&mut self, name: &str) -> Result<Option<Remote>, FetchError> {
         let url = self.url(name);
-        let Some(remote) = self.line.probe(&url).await? else { return Ok(None) };
+        let Some(mut remote) = self.line.probe(&url).await? else { return Ok(None) };
         if let Some(commit) = &remote.commit {
             self.revision.clone_from(commit);
+            remote.url = self.url(name);
         }
         match (&remote.sha256, self.order.checksums.get(name)) {
             (Some(has), Some(wanted)) if has != wanted => Err(FetchError::Server {
@@ -225,7 +226,9 @@ impl Fetch<'_> {
         for Weights { name, wanted, .. } in weights {
             let path = self.dir.join(name);
             let there = [path.with_added_extension("partial"), path].iter().find_map(|path| fs::metadata(path).ok());
-            needed += 2 * wanted.len() - there.map_or(0, |found| found.len().min(wanted.len()));
+            // A server can say any length.
+            let both = wanted.len().saturating_mul(2);
+            needed = needed.saturating_add(both - there.map_or(0, |found| found.len().min(wanted.len())));
         }
         let free = output::free_space(&self.dir.join(MODEL_FILE)).map_err(failed(self.dir, "measure"))?;
         let mega = |bytes: u64| bytes / 1_000_000;
