@@ -36,7 +36,7 @@ struct Manners {
     cut: Option<usize>,
     /// Answers so many requests with 503 first.
     busy: usize,
-    /// Says that the weights are as long as a number can be.
+    /// Says that the weights are so long that twice as much cannot be counted.
     vast: bool,
     /// Serves another file of weights from the so manieth request for ranges of it on.
     changes_at: Option<usize>,
@@ -134,7 +134,7 @@ fn answer(
         return plain("302 Found", &more);
     }
     let tag = if manners.no_tags { String::new() } else { format!("etag: \"{sum}\"\r\n") };
-    let len = if manners.vast && weights { u64::MAX } else { data.len() as u64 };
+    let len = if manners.vast && weights { 1 << 63 } else { data.len() as u64 };
     let head = match range.filter(|_| !manners.no_ranges) {
         Some((first, end)) if first < data.len() => {
             let end = end.min(data.len());
