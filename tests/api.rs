@@ -87,6 +87,96 @@ fn a_stream_is_taken_back_by_the_id_in_its_pieces() {
 }
 
 #[test]
+fn who_asks_again_with_a_key_gets_the_same_answer() {
+    let daemon = Daemon::start("");
+    let send = |key: &str, path: &str, body: &str| {
+        daemon.send_with("POST", path, &format!("Idempotency-Key: {key}\r\n"), body)
+    };
+    let ask = |key: &str, path: &str, body: &str| Response::read(send(key, path, body));
+    let starts = |prompt: &str| daemon.journal().lines().filter(|line| *line == format!("start {prompt}")).count();
+    let replayed = |response: &Response| response.head.contains("\r\nidempotency-replayed: true");
+    let chat = |prompt: &str| daemon.chat(prompt, "");
+    for (path, body, prompt) in [
+        (CHAT, chat("one"), "one"),
+        ("/v1/completions", r#"{"prompt":"two"}"#.to_owned(), "two"),
+        ("/v1/responses", r#"{"input":"three"}"#.to_owned(), "three"),
+        ("/v1/prompt?seed=7", r#"{"stream":true}"#.to_owned(), r#"{"stream":true}"#),
+    ] {
+        let (first, second) = (ask(path, path, &body), ask(path, path, &body));
+        assert_eq!((first.status, replayed(&first), replayed(&second)), (200, false, true), "{first:?} {second:?}");
+        assert_eq!((&first.body, first.status, starts(prompt)), (&second.body, second.status, 1));
+        let kind = |response: &Response| response.head.split("content-type: ").nth(1).map(|rest| rest[..16].to_owned());
+        assert_eq!(kind(&first), kind(&second));
+        // The key is that of one request.
+        for (other, body) in [(path, format!("{body} ")), ("/v1/prompt", body)] {
+            let refused = ask(path, other, &body);
+            assert_eq!(
+                (refused.status, &refused.json()["error"]["code"]),
+                (422, &"duplicate_mismatch".into()),
+                "{path}"
+            );
+        }
+        assert_eq!(starts(prompt), 1);
+    }
+    // Without a key, and with another one, it is another request.
+    assert!(!replayed(&daemon.post(CHAT, &chat("one"))) && !replayed(&ask("other", CHAT, &chat("one"))));
+    assert_eq!(starts("one"), 3);
+
+    // What failed is tried again, and says why as it would without a key.
+    for _ in 0..2 {
+        assert_eq!(ask("fails", CHAT, &chat("a @fail")).status, 500);
+        let text = ask("fails too", "/v1/prompt", "b @fail");
+        assert_eq!(text.status, 400, "a space in the key");
+        let text = ask("fails-too", "/v1/prompt", "b @fail");
+        assert_eq!((text.status, &text.json()["error"]["code"]), (500, &"internal".into()));
+    }
+    assert_eq!((starts("a @fail"), starts("b @fail")), (2, 2));
+    for key in ["", "\u{e9}", &"x".repeat(256)] {
+        assert_eq!(ask(key, CHAT, &chat("one")).status, 400, "{key}");
+    }
+    let streamed = ask("stream", CHAT, &daemon.chat("c", r#","stream":true"#));
+    assert_eq!((streamed.status, &streamed.json()["error"]["param"]), (400, &"stream".into()));
+}
+
+#[test]
+fn who_joins_a_running_request_keeps_it_alive() {
+    let daemon = Daemon::start("");
+    let starts = || daemon.journal().lines().filter(|line| line.starts_with("start ")).count();
+    let ask = |key: &str, prompt: &str| {
+        let key = format!("Idempotency-Key: {key}\r\n");
+        daemon.send_with("POST", CHAT, &key, &daemon.chat(&format!("{prompt} @hold"), ""))
+    };
+    let send = |prompt: &str| ask("k", prompt);
+    // Time for the daemon to read it; nothing of a request that joins can be seen from outside before its answer.
+    let joined = |stream| {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        stream
+    };
+    let first = send("a");
+    daemon.wait_journal("start a @hold");
+    let (second, third) = (joined(send("a")), joined(send("a")));
+    drop(first);
+    drop(third);
+    assert_eq!(Response::read(send("b")).status, 422);
+    daemon.release();
+    let answer = Response::read(second);
+    assert_eq!((answer.status, starts()), (200, 1), "{answer:?}");
+    assert!(answer.head.contains("idempotency-replayed: true") && answer.body.contains("You said: a @hold"));
+
+    // When everybody hangs up it is taken back, and the key is free.
+    daemon.hold();
+    let send = |prompt: &str| ask("l", prompt);
+    let first = send("c");
+    daemon.wait_journal("start c @hold");
+    let second = joined(send("c"));
+    drop(first);
+    drop(second);
+    daemon.wait_journal("end c @hold Ok(Cancelled)");
+    daemon.release();
+    assert_eq!(Response::read(send("b")).status, 200);
+}
+
+#[test]
 fn tokens_over_the_socket() {
     let daemon = Daemon::start("");
     let tokens = daemon.post("/tokenize", r#"{"content":"aé","add_special":true}"#);

@@ -356,7 +356,8 @@ pub fn timings(answer: &Answer) -> Value {
 /// Status and body of a failure.
 pub fn failure(failure: &Failure) -> (u16, Value) {
     let (status, code) = match failure.code {
-        Code::BadRequest | Code::DuplicateMismatch => (400, failure.code.name()),
+        Code::BadRequest => (400, failure.code.name()),
+        Code::DuplicateMismatch => (422, failure.code.name()),
         // The name that OpenAI's clients know.
         Code::TooLarge => (400, "context_length_exceeded"),
         // As a 5xx it would be asked again by OpenAI's clients.

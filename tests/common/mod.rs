@@ -370,11 +370,17 @@ impl Daemon {
 
     /// Sends a request without waiting for its answer.
     pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> UnixStream {
+        self.send_with(method, path, "", body)
+    }
+
+    /// As [`Daemon::send`], with further lines of the head, each with its end.
+    pub(crate) fn send_with(&self, method: &str, path: &str, head: &str, body: &str) -> UnixStream {
         let mut stream = self.connect();
         let length = body.len();
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n\
+             {body}"
         )
         .unwrap();
         stream

@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -14,7 +13,7 @@ use super::super::openai::{self, Envelope};
 use super::super::responses::output::Output;
 use super::super::waiting::Waiting;
 use super::sessions::Lease;
-use crate::scheduler::{Answer, Update};
+use crate::scheduler::{Answer, Failure, Update};
 
 /// A body that turns each update into bytes as soon as the client can take them.
 pub(super) struct AnswerBody<F> {
@@ -88,11 +87,11 @@ impl<F: Form> Body for AnswerBody<F> {
 pub(super) struct Plain;
 
 impl Form for Plain {
-    type Error = io::Error;
+    type Error = Failure;
 
-    fn format(&mut self, update: &Update) -> io::Result<String> {
+    fn format(&mut self, update: &Update) -> Result<String, Failure> {
         match &update.ended {
-            Some(Err(failure)) => Err(io::Error::other(failure.to_string())),
+            Some(Err(failure)) => Err(failure.clone()),
             _ => Ok(update.text.clone()),
         }
     }

@@ -8,6 +8,7 @@ use axum::routing::{delete, get, post};
 use serde_json::json;
 
 use super::answers::{chat, completion, prompt, response};
+use super::idempotency::once;
 use super::refusal::{Refusal, json_response};
 use super::report::METRICS_TYPE;
 use super::service::Service;
@@ -22,11 +23,13 @@ const MAX_REQUEST_ID: usize = 128;
 
 /// All routes of the API.
 pub(super) fn router(service: Service) -> Router {
-    Router::new()
+    let answering = Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
         .route("/v1/responses", post(response))
         .route("/v1/prompt", post(prompt))
+        .route_layer(axum::middleware::from_fn_with_state(service.clone(), once));
+    answering
         .route("/v1/cancel/{*name}", post(cancel))
         .route("/v1/sessions/{id}", delete(forget))
         .route("/tokenize", post(tokenize))

@@ -6,11 +6,13 @@
 //! answers  completions                       body      answers that are sent while they are made
 //! tokens   text to tokens and back           open      taking requests back
 //! report   what is told of the daemon itself    sessions  conversations that go on
+//! idempotency  who asks again gets the answer of the first time
 //! ```
 
 mod answers;
 mod body;
 mod http;
+mod idempotency;
 mod listen;
 mod open;
 mod refusal;
@@ -22,6 +24,7 @@ mod tokens;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::UnixStream;
@@ -30,6 +33,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::waiting::stopped;
+use idempotency::Peer;
 
 pub use listen::{BindError, Listener};
 pub use service::{Limits, Service};
@@ -105,7 +109,13 @@ async fn connection(
 ) {
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(64 * 1024);
-    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let peer = Peer(stream.peer_cred().ok().map(|peer| peer.uid()));
+    let routes = TowerToHyperService::new(router);
+    let named = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        routes.call(request)
+    });
+    let served = builder.serve_connection(TokioIo::new(stream), named);
     tokio::pin!(served);
     let ended = tokio::select! {
         result = served.as_mut() => Some(result),

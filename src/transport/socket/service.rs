@@ -14,6 +14,7 @@ use hyper::body::Body as _;
 use super::super::openai::Session;
 use super::super::preset::Presets;
 use super::super::waiting::Waiting;
+use super::idempotency::Keys;
 use super::open::{Name, Open};
 use super::refusal::Refusal;
 use super::report::Report;
@@ -51,6 +52,7 @@ struct Inner {
     run: u32,
     requests: AtomicU64,
     open: Open,
+    keys: Keys,
     sessions: Arc<Sessions>,
     presets: Box<dyn Fn() -> Presets + Send + Sync>,
     since: u64,
@@ -73,6 +75,7 @@ impl Service {
             run,
             requests,
             open: Open::default(),
+            keys: Keys::default(),
             sessions: Arc::new(Sessions::new(limits.sessions)),
             presets: Box::new(presets),
             since: unix_time(),
@@ -116,6 +119,11 @@ impl Service {
             }
             (_, input) => Ok((None, input)),
         }
+    }
+
+    /// What is known of `Idempotency-Key`.
+    pub(super) fn keys(&self) -> &Keys {
+        &self.0.keys
     }
 
     /// Forgets a session; whether there was one.
