@@ -1,6 +1,7 @@
 //! `emberd inspect`: what a checkpoint is and what serving it takes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 
@@ -9,6 +10,8 @@ use super::model::print;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::checkpoint::inspect::Report;
 use crate::engine::checkpoint::summary::Summary;
+use crate::governor::Work;
+use crate::governor::sensors::Sensors;
 
 #[derive(Args)]
 pub(super) struct Inspect {
@@ -29,8 +32,8 @@ pub(super) fn run(inspect: &Inspect) -> Result<(), Error> {
     if inspect.context > most {
         return Err(Error::Usage(format!("--context {}: this model was made for at most {most}", inspect.context)));
     }
-    let memory = sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
-    let available = sysinfo::System::new_with_specifics(memory).ok().map(|system| system.available_memory());
+    let sample = Sensors::new(Path::new("/"), 1).read(Instant::now(), Work::default());
+    let available = sample.memory.map(|memory| memory.available);
     let report = Report::new(
         Summary::new(&checkpoint.config, checkpoint.prefix),
         checkpoint.file_bytes,
