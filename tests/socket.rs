@@ -229,6 +229,29 @@ fn status_and_metrics_tell_the_same() {
     }
 }
 
+/// docs/operations.md has the metrics that a daemon shows, and no others.
+#[test]
+fn every_metric_is_explained() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let doc = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let section = doc.split("## Metrics").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows: Vec<(&str, &str)> =
+        section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |")).collect();
+    let page = Daemon::start("").request("GET", "/metrics", "").body;
+    let shown: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(shown.len() > 10, "{page}");
+    for name in &shown {
+        assert!(rows.iter().any(|(row, _)| row == name), "{name}: not in docs/operations.md");
+    }
+    let code = std::fs::read_to_string(root.join("src/transport/socket/report.rs")).unwrap();
+    for (name, row) in &rows {
+        // A board's sensors need not be here.
+        let there =
+            if row.contains("where known") { code.contains(&format!("\"{name}\"")) } else { shown.contains(name) };
+        assert!(there, "{name}: in docs/operations.md, and no metric");
+    }
+}
+
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "an emulated CPU tells nothing of time")]
 fn a_request_costs_less_than_two_milliseconds_beside_its_computing() {
