@@ -59,7 +59,7 @@ fn requests_are_taken_back_by_their_names() {
         assert_eq!((gone.status, &gone.json()["error"]["code"]), (404, &"not_found".into()), "{name}");
     }
     let mut command = emberd();
-    assert_eq!(run(command.args(["cancel", "x", "--socket"]).arg(&daemon.socket)).status.code(), Some(1));
+    assert_eq!(run(command.args(["cancel", "x", "--socket"]).arg(&daemon.socket)).status.code(), Some(66));
     assert_eq!(run(emberd().args(["cancel", "a b"])).status.code(), Some(2));
     assert_eq!(daemon.request("GET", "/v1/cancel/x", "").status, 405);
 }

@@ -399,11 +399,11 @@ fn ask_tells_failures_apart() {
     let output = ask(&daemon, &["@refuse"]);
     assert_eq!(
         (output.status.code(), text(&output.stderr).contains("template refuses")),
-        (Some(1), true),
+        (Some(65), true),
         "{output:?}"
     );
     let output = ask(&daemon, &["--temperature", "7", "x"]);
-    assert_eq!((output.status.code(), text(&output.stderr).contains("from 0 to 2")), (Some(1), true), "{output:?}");
+    assert_eq!((output.status.code(), text(&output.stderr).contains("from 0 to 2")), (Some(65), true), "{output:?}");
     let _running = daemon.send("POST", "/v1/prompt", "@hold");
     daemon.wait_journal("start @hold");
     assert_eq!(ask(&daemon, &["x"]).status.code(), Some(75));
@@ -462,6 +462,11 @@ fn shells_and_man_take_what_is_made_for_them() {
         accepts("mandoc", &["-T", "lint", "-W", "error"], &file);
     }
     assert!(fs::read_to_string(pages.join("emberd.1")).unwrap().contains("Exit codes"));
+    for name in ["ask", "chat", "cancel", "status", "top"] {
+        let page = fs::read_to_string(pages.join(format!("emberd-{name}.1"))).unwrap();
+        let told = |code: &str, words: &str| page.lines().any(|line| line.contains(code) && line.contains(words));
+        assert!(told("66 ", "(410)") && told("75 ", "(409)"), "{name}: {page}");
+    }
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn a_prompt_that_is_too_long_is_refused_with_the_limit() {
         let mut command = emberd();
         command.args(["ask", "--socket"]).arg(&served.socket).stdin(fs::File::open(file).expect("prompt"));
         let output = run(&mut command);
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(65));
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     // Longer than the body may be, and longer than the context.

@@ -94,7 +94,7 @@ fn presets_fill_in_what_a_request_leaves_out() {
     assert_eq!(stdout(ask(&["--preset", "short", "hi"])), "You said: be \n");
     let output = ask(&["--preset", "long", "hi"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("there are short"), "{said}");
+    assert!(output.status.code() == Some(65) && said.contains("there are short"), "{said}");
     let (_, plain) = send(&daemon.socket, "POST", "/v1/prompt?preset=short&max_tokens=2", "x");
     assert!(plain.contains("You said: ") && !plain.contains("be "), "{plain}");
 }

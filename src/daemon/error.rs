@@ -11,9 +11,13 @@ pub mod exit {
     pub const INTERNAL: u8 = 1;
     /// Wrong arguments.
     pub const USAGE: u8 = 2;
+    /// The daemon does not take the request as it is.
+    pub const DATA: u8 = 65;
+    /// What is named is not there: a session, a request.
+    pub const GONE: u8 = 66;
     /// The daemon cannot be reached.
     pub const UNAVAILABLE: u8 = 69;
-    /// The queue is full, or the daemon is about to end: try again later.
+    /// The queue is full, the session is in use, no answer came in time, or the daemon is about to end: try again later.
     pub const TEMPORARY: u8 = 75;
     /// The configuration is wrong; starting again does not help.
     pub const CONFIG: u8 = 78;
@@ -42,7 +46,16 @@ pub enum Error {
     /// The daemon is busy.
     #[error("{0}")]
     Busy(String),
-    /// The daemon refused the request or failed over it.
+    /// A request of this session waits or runs.
+    #[error("{0}")]
+    SessionBusy(String),
+    /// The daemon does not take the request as it is.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The daemon does not know the session or the request that is named.
+    #[error("{0}")]
+    Gone(String),
+    /// The daemon failed over the request, or answered what is no answer.
     #[error("{0}")]
     Refused(String),
     /// A file or a model that a command names cannot be used.
@@ -76,7 +89,9 @@ impl Error {
             Error::Socket(BindError::InUse(_) | BindError::Io { .. }) => exit::INTERNAL,
             Error::Usage(_) => exit::USAGE,
             Error::Unavailable(_) => exit::UNAVAILABLE,
-            Error::Busy(_) => exit::TEMPORARY,
+            Error::Busy(_) | Error::SessionBusy(_) => exit::TEMPORARY,
+            Error::BadRequest(_) => exit::DATA,
+            Error::Gone(_) => exit::GONE,
             Error::Unread => exit::DONE,
             Error::Interrupted => exit::INTERRUPTED,
             Error::Refused(_) | Error::Failed(_) | Error::System(..) | Error::EngineDied => exit::INTERNAL,

@@ -8,6 +8,7 @@ pub mod binary;
 pub mod broker;
 pub mod peer;
 pub mod proxy;
+pub mod terminal;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,10 +1,13 @@
 //! The command line: one file per command.
 
+mod answer;
 mod ask;
 mod bench;
 mod cancel;
+mod chat;
 mod check_config;
 mod client;
+mod color;
 mod debug;
 #[cfg(feature = "demo")]
 mod demo;
@@ -15,6 +18,7 @@ mod inspect;
 mod log;
 mod model;
 mod models;
+mod options;
 mod pack;
 mod perplexity;
 mod serve;
@@ -33,9 +37,12 @@ use super::error::Error;
 /// Answers prompts with a Gemma 4 mobile-QAT checkpoint, over a Unix socket and MQTT. Nothing leaves the device.
 #[derive(Parser)]
 #[command(name = "emberd", version, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 69 daemon not reachable, 75 busy, 78 wrong \
-                        configuration.\nConfiguration: /etc/emberd/config.toml, /etc/emberd/conf.d/*.toml, then \
-                        EMBERD__SECTION__KEY, then flags.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 65 request not taken as it is, 66 session or \
+                        request not there, 69 daemon not reachable, 75 busy, 78 wrong configuration, 130 \
+                        interrupted.\nConfiguration: /etc/emberd/config.toml, /etc/emberd/conf.d/*.toml, then \
+                        EMBERD__SECTION__KEY, then flags."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -49,6 +56,8 @@ enum Command {
     CheckConfig(check_config::CheckConfig),
     /// Ask the running daemon and print its answer as it comes
     Ask(ask::Ask),
+    /// Talk with the running daemon
+    Chat(chat::Chat),
     /// Take a request back that waits or runs
     Cancel(cancel::Cancel),
     /// Show the running daemon's temperature, threads, queue and speed
@@ -92,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Serve(settings) => serve::run(settings),
         Command::CheckConfig(check) => check_config::run(&check),
         Command::Ask(ask) => ask::run(&ask),
+        Command::Chat(chat) => chat::run(&chat),
         Command::Cancel(cancel) => cancel::run(&cancel),
         Command::Status(status) => status::status(&status),
         Command::Top(top) => status::top(&top),

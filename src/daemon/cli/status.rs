@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,22 +10,26 @@ use serde_json::Value;
 
 use super::super::error::Error;
 use super::client;
+use super::color::{Color, Paint};
 use super::model::print;
 
 /// Time that the daemon has for one report; it takes a millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
+#[command(after_help = client::EXIT_CODES)]
 pub(super) struct Status {
     /// Print the daemon's JSON object
     #[arg(long)]
     json: bool,
-    /// Path of the daemon's socket
-    #[arg(long, value_name = "PATH", env = "EMBERD__SOCKET__PATH", default_value = "/run/emberd/emberd.sock")]
-    socket: PathBuf,
+    #[command(flatten)]
+    color: Color,
+    #[command(flatten)]
+    socket: client::Socket,
 }
 
 #[derive(Args)]
+#[command(after_help = client::EXIT_CODES)]
 pub(super) struct Top {
     /// Seconds between two looks
     #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = seconds)]
@@ -33,9 +37,10 @@ pub(super) struct Top {
     /// End after this many looks
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// Path of the daemon's socket
-    #[arg(long, value_name = "PATH", env = "EMBERD__SOCKET__PATH", default_value = "/run/emberd/emberd.sock")]
-    socket: PathBuf,
+    #[command(flatten)]
+    color: Color,
+    #[command(flatten)]
+    socket: client::Socket,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -44,12 +49,12 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn status(status: &Status) -> Result<(), Error> {
-    let text = runtime()?.block_on(look(&status.socket))?;
-    if status.json { print(&text) } else { print(&page(&parse(&text)?)) }
+    let text = client::runtime()?.block_on(look(&status.socket.socket))?;
+    if status.json { print(&text) } else { print(&page(&parse(&text)?, status.color.paint(&std::io::stdout()))) }
 }
 
 pub(super) fn top(top: &Top) -> Result<(), Error> {
-    runtime()?.block_on(async {
+    client::runtime()?.block_on(async {
         tokio::select! {
             result = watch(top) => result,
             // The usual way to end it.
@@ -58,22 +63,17 @@ pub(super) fn top(top: &Top) -> Result<(), Error> {
     })
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Error::System("cannot start the I/O runtime", error))
-}
-
 async fn watch(top: &Top) -> Result<(), Error> {
-    let terminal = std::io::stdout().is_terminal();
+    let (terminal, paint) = (std::io::stdout().is_terminal(), top.color.paint(&std::io::stdout()));
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(top.interval));
     let mut left = top.count;
     while left != Some(0) {
         ticks.tick().await;
         left = left.map(|left| left - 1);
-        let value = parse(&look(&top.socket).await?)?;
+        let value = parse(&look(&top.socket.socket).await?)?;
         if terminal {
             // From the upper left corner; each line erases what was longer before it, the end what was below.
-            let lines = page(&value).replace('\n', "\x1b[K\n");
+            let lines = page(&value, paint).replace('\n', "\x1b[K\n");
             print(&format!("\x1b[H{lines}\x1b[J"))?;
         } else {
             print(&line(&value))?;
@@ -92,27 +92,32 @@ fn parse(text: &str) -> Result<Value, Error> {
     serde_json::from_str(text).map_err(|error| Error::Refused(format!("the daemon's answer is not JSON: {error}")))
 }
 
-/// For people.
-fn page(value: &Value) -> String {
+/// For people: what is not as it should be stands out.
+fn page(value: &Value, paint: Paint) -> String {
     let (model, governor) = (&value["model"], &value["governor"]);
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     let number = |value: &Value| value.as_f64().unwrap_or(0.0);
     let megabytes = |value: &Value| (number(value) / f64::from(1 << 20)).round();
-    let yes = |value: &Value| value.as_bool().map_or("not known", |yes| if yes { "YES" } else { "no" });
+    let yes = |value: &Value| {
+        value.as_bool().map_or("not known".to_owned(), |yes| if yes { paint.red("YES") } else { "no".into() })
+    };
     let mut page = String::new();
     let mut row = |name: &str, text: String| {
-        let _ = writeln!(page, "{name:12} {text}");
+        let _ = writeln!(page, "{} {text}", paint.dim(&format!("{name:12}")));
     };
     let state = if value["status"] == "ok" { "" } else { ", shutting down" };
     row("emberd", format!("{}, up {}{state}", text(&value["version"]), duration(number(&value["uptime_s"]))));
     let (name, kernels, kv) = (text(&model["name"]), text(&model["kernels"]), text(&model["kv"]));
     row("model", format!("{name}, context {}, kernels {kernels}, {kv} cache", number(&model["context"])));
-    let why = if governor["level"] == "nominal" && governor["reason"] == "nothing" {
-        String::new()
-    } else {
-        format!(": {}", text(&governor["why"]))
-    };
-    row("level", format!("{}{why}", text(&governor["level"])));
+    let level = text(&governor["level"]);
+    row(
+        "level",
+        if level == "nominal" && governor["reason"] == "nothing" {
+            level
+        } else {
+            paint.yellow(&format!("{level}: {}", text(&governor["why"])))
+        },
+    );
     let celsius = governor["temperature_c"].as_f64().map_or("not known".into(), |celsius| format!("{celsius:.1} °C"));
     let fan = governor["fan_rpm"].as_f64().map_or(String::new(), |rpm| format!(", fan {rpm} rpm"));
     row("temperature", format!("{celsius}{fan}"));
@@ -191,7 +196,7 @@ mod tests {
         let value = json!({"status": "shutting_down", "requests": {"total": 5, "answered": 2, "bad_request": 3},
             "governor": {"level": "hot", "reason": "heat", "why": "the processor nears its set point",
                          "temperature_c": null, "resident": 3 << 20, "duty": 0.25}, "running": true, "waiting": 2});
-        let page = page(&value);
+        let page = page(&value, Paint::PLAIN);
         for part in
             ["shutting down", "hot: the processor nears", "not known", "2 answered, 3 bad request", "1 running, 2 w"]
         {
