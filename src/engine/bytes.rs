@@ -49,9 +49,14 @@ impl Mapping {
         // SAFETY: the range is the whole mapping, which starts at a page, and `pages` has a byte for each of its pages; the
         // call writes to `pages` only.
         nix::errno::Errno::result(unsafe { nix::libc::mincore(start, self.map.len(), pages.as_mut_ptr()) })?;
-        let there = pages.iter().filter(|&&page| page & 1 == 1).count() * page;
-        Ok(there.min(self.map.len()) as u64)
+        Ok(present(&pages, page, self.map.len()))
     }
+}
+
+/// Bytes of a mapping of `len` bytes that are in memory, by what mincore says of its pages of `page` bytes.
+fn present(pages: &[u8], page: usize, len: usize) -> u64 {
+    let there = pages.iter().enumerate().filter(|(_, state)| *state & 1 == 1);
+    there.map(|(at, _)| page.min(len.saturating_sub(at * page)) as u64).sum()
 }
 
 /// Cheap to clone; the mapping lives as long as its last range.
@@ -172,5 +177,26 @@ impl From<Vec<u8>> for Bytes {
 impl FromIterator<u32> for Bytes {
     fn from_iter<T: IntoIterator<Item = u32>>(words: T) -> Bytes {
         words.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_any_size_are_counted_to_the_end_of_the_file() {
+        for page in [4 << 10, 16 << 10, 64 << 10] {
+            for (pages, len, there) in [
+                (&[1, 1][..], 2 * page, 2 * page),
+                (&[0, 1], page + 1, 1),
+                // The upper bits are reserved.
+                (&[0xfe, 0xff, 0], 3 * page - 5, page),
+                (&[1, 0], page + 7, page),
+                (&[], 0, 0),
+            ] {
+                assert_eq!(present(pages, page, len), there as u64, "{pages:?} of {page}, {len}");
+            }
+        }
     }
 }
