@@ -24,6 +24,7 @@ pub use self::prefix::Prefix;
 pub use self::sessions::Sessions;
 pub use self::spool::Spool;
 pub use self::values::ConfigError;
+pub(super) use self::values::state_directory;
 use self::values::{demand, range, some_text, text};
 use super::models;
 
@@ -76,6 +77,8 @@ pub enum Kv {
 pub struct Model {
     /// A directory with config.json and model.safetensors, or a packed file.
     pub path: PathBuf,
+    /// Pack a directory once, into the service's state directory, and serve that.
+    pub pack: bool,
     /// Name under which it is offered; the name of the directory or file when absent.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_text")]
     pub name: Option<String>,
@@ -143,6 +146,7 @@ impl Default for Model {
     fn default() -> Model {
         Model {
             path: "/var/lib/emberd/model".into(),
+            pack: true,
             name: None,
             kv: Kv::Int8,
             context: 4096,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::calibrate;
 use super::config::{Config, Kv};
 use super::pace::Pace;
+use super::packed;
 use super::prefixes;
 use crate::engine::checkpoint::summary::Summary;
 use crate::engine::generate::{Engine, GenerateError as EngineError, Progress, Wanted};
@@ -46,10 +47,12 @@ pub(super) fn load(config: &Config, governor: &Handle) -> Result<Box<dyn Backend
         kernels: (kernels != "auto").then_some(kernels),
         ..Options::default()
     };
-    let mut engine = Engine::load(&model.path, &options).map_err(|error| error.to_string())?;
+    let path = packed::place(model)?;
+    let mut engine = Engine::load(&path, &options).map_err(|error| error.to_string())?;
     let mut need = need(&engine.runner().summary(), engine.runner().context(), model.kv);
     need.reserve = config.governor.reserve_mb << 20;
     check_floor(&need)?;
+    packed::tidy(&path);
     if config.governor.lock_weights {
         lock(&engine, &need);
     }

@@ -9,6 +9,7 @@ mod fetch;
 mod load;
 mod models;
 mod pace;
+mod packed;
 mod prefixes;
 pub mod reload;
 mod serve;

@@ -5,6 +5,7 @@
 //! row each. The last 32 bytes are the SHA-256 of all bytes before them.
 
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -14,6 +15,7 @@ use super::bytes::Bytes;
 use super::checkpoint::error::{CheckpointError, Problem};
 use super::checkpoint::source::{ALIGN, FORMAT, OWN, Source, VERSION};
 use super::checkpoint::{Checkpoint, names, output};
+use super::pinned;
 use super::template::{self, ChatTemplate, TemplateError};
 use super::tokenizer::{Tokenizer, TokenizerError};
 
@@ -104,6 +106,30 @@ pub fn chat_template(source: &Source) -> Result<ChatTemplate, PackError> {
     }
     let text = |name| source.text(name, MAX_TEXT);
     Ok(ChatTemplate::from_texts(source.path(), text(template::TEMPLATE)?, text(template::CONFIG)?)?)
+}
+
+/// Hexadecimal digits of a [`fingerprint`].
+pub const FINGERPRINT: usize = 16;
+
+/// Tells the files of the directory `source` from what they were before, and from another model's, without reading all of
+/// them: what [`pinned::identity`] has of the weights, and size and time of the other files.
+///
+/// # Errors
+///
+/// A file cannot be looked at.
+pub fn fingerprint(source: &Source) -> Result<String, PackError> {
+    let mut hash = Sha256::new();
+    hash.update(pinned::identity(source)?);
+    hash.update(VERSION);
+    for name in TEXTS.iter().chain(&["tokenizer.json"]) {
+        let place = source.place(name);
+        match std::fs::metadata(&place) {
+            Ok(file) => hash.update(format!("{name} {} {} {}\n", file.len(), file.mtime(), file.mtime_nsec())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error(&place, "look at")(error)),
+        }
+    }
+    Ok(hex(&hash.finalize())[..FINGERPRINT].to_owned())
 }
 
 /// A tensor of the file.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{ConfigError, range};
+use super::values::{ConfigError, range, state_directory};
 
 /// Section `[governor]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,7 +54,6 @@ impl Governor {
 
     /// Where the measured speeds are kept, if anywhere.
     pub fn speeds_file(&self) -> Option<PathBuf> {
-        let state = || Some(std::env::split_paths(&std::env::var_os("STATE_DIRECTORY")?).next()?.join("speeds.json"));
-        self.speeds_file.clone().or_else(state)
+        self.speeds_file.clone().or_else(|| Some(state_directory()?.join("speeds.json")))
     }
 }

@@ -9,6 +9,11 @@ use serde_json::Value;
 
 use crate::transport::mqtt::TlsError;
 
+/// The first directory that the service manager keeps for this service, if there is one.
+pub(in crate::daemon) fn state_directory() -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("STATE_DIRECTORY")?).next().filter(|dir| dir.is_absolute())
+}
+
 /// What is wrong with the configuration, and where.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
