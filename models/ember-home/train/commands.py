@@ -79,9 +79,9 @@ THERMOSTAT = [
      "set the temperature of {D} to {V}", "warm {D} to {V}", "*turn up {D} to {V}", "*turn down {D} to {V}", "*bring {D} up to {V}"],
      LEVEL_STATE),
     ("up", 3, {"temperature_step": "few"}, ["turn {D} up by {V}", "raise {D} by {V}", "increase {D} by {V}", "turn up {D} by {V}",
-     "make {D} {V} warmer", "make {D} warmer by {V}", "raise {D} {V}", "warm {D} by {V}", "heat up {D} by {V}", "heat {D} up by {V}", "heat {D} {V} more", "increase {D} {V} more", "turn {D} up {V}", "*turn {D} {V} up", "*increase {D} {V}", "*heat {D} by {V}"], []),
+     "make {D} {V} warmer", "make {D} warmer by {V}", "raise {D} {V}", "warm {D} by {V}", "heat up {D} by {V}", "heat {D} up by {V}", "heat {D} {V} more", "heat {D} further by {V}", "increase {D} {V} more", "turn {D} up {V}", "*turn {D} {V} up", "*increase {D} {V}", "*heat {D} by {V}"], []),
     ("down", 3, {"temperature_step": "-few"}, ["turn {D} down by {V}", "lower {D} by {V}", "decrease {D} by {V}", "turn down {D} by {V}",
-     "make {D} {V} cooler", "make {D} cooler by {V}", "drop {D} by {V}", "lower {D} {V}", "cool {D} by {V}", "turn {D} down {V}", "*turn {D} {V} down", "*decrease {D} {V}", "*drop {D} {V}"], []),
+     "make {D} {V} cooler", "make {D} cooler by {V}", "drop {D} by {V}", "lower {D} {V}", "cool {D} by {V}", "cool {D} further by {V}", "turn {D} down {V}", "*turn {D} {V} down", "*decrease {D} {V}", "*drop {D} {V}"], []),
     ("on", 2, {"on": True}, ON, ON_STATE), ("off", 3, {"on": False}, OFF, OFF_STATE),
 ]
 SWITCH = [("on", 1, {"on": True}, ON + ["start {D}"], ON_STATE), ("off", 1, {"on": False}, OFF + ["stop {D}"], OFF_STATE)]
@@ -95,9 +95,11 @@ SOUND = [
      "put the volume of {D} at {V}", "turn the volume of {D} to {V}", "*change the volume of {D} to {V}",
      "*turn the volume of {D} down to {V}", "*turn the volume of {D} up to {V}"], ["{D} volume to {V}", "{D} to volume {V}", "*{D} at volume {V}"]),
     ("up", 1, {"volume_step": "step"}, ["turn {D} up by {V}", "turn {D} up {V}", "make {D} louder by {V}", "raise the volume of {D} by {V}",
-     "increase the volume of {D} by {V}", "*turn up {D} by {V}", "*make {D} {V} louder"], []),
+     "increase the volume of {D} by {V}", "get {D} {V} louder", "turn {D} {V} louder",
+     "have {D} play {V} louder", "*turn up {D} by {V}", "*make {D} {V} louder"], []),
     ("down", 1, {"volume_step": "-step"}, ["turn {D} down by {V}", "turn {D} down {V}", "make {D} quieter by {V}", "lower the volume of {D} by {V}",
-     "decrease the volume of {D} by {V}", "*turn down {D} by {V}", "*make {D} {V} quieter"], []),
+     "decrease the volume of {D} by {V}", "get {D} {V} quieter", "turn {D} {V} quieter",
+     "have {D} play {V} quieter", "*turn down {D} by {V}", "*make {D} {V} quieter"], []),
     ("mute", 2, {"muted": True}, ["mute {D}", "silence {D}", "make {D} silent", "*have {D} muted", "*get {D} silent"], ["{D} muted", "*i want {D} muted"]),
     ("unmute", 1, {"muted": False}, ["unmute {D}", "give {D} sound again", "turn the sound of {D} back on", "put the sound of {D} on again", "*turn the sound of {D} on again"], []),
 ]
@@ -235,6 +237,9 @@ def duration(rng, held):
     return rng.choice([("30m", "half an hour"), ("15m", "a quarter of an hour"), ("90m", "an hour and a half"), ("1h", "an hour"), ("1m", "a minute"), ("1m", "one minute")])
 
 
+PAST_OR_TO = {5: ("five", True), 10: ("ten", True), 20: ("twenty", True), 40: ("twenty", False), 50: ("ten", False), 55: ("five", False)}
+
+
 def clock(rng, held):
     """("19:30", "7:30 pm")"""
     h = rng.randrange(24)
@@ -249,6 +254,10 @@ def clock(rng, held):
     part = "in the morning" if 1 <= h < 12 else "in the evening" if 17 <= h < 24 else None
     if part and m in (15, 30, 45):
         forms.append({15: "quarter past ", 30: "half past ", 45: "quarter to "}[m] + f"{h12 if m < 45 else h12 % 12 + 1} {part}") if h12 != 12 else None
+    if part and m in PAST_OR_TO and not held:
+        # "quarter to 10" is 9:45: where that is held out, only these show that "to 10" means nine.
+        words, past = PAST_OR_TO[m]
+        forms += [f"{words} {'past' if past else 'to'} {h12 if past else h12 % 12 + 1} {part}"] if past or h12 != 12 else []
     return code, rng.choice(forms)
 
 

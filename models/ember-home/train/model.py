@@ -44,14 +44,13 @@ class RoundTo(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale):
-        ctx.save_for_backward(x)
-        ctx.limit = 127.5 * scale
-        return (x / scale).round_().clamp_(-128, 127).mul_(scale)
+        ctx.save_for_backward(x, scale)
+        return (x / scale).round().clamp(-128, 127) * scale
 
     @staticmethod
     def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return g * (x.abs() <= ctx.limit), None
+        x, scale = ctx.saved_tensors
+        return g * (x.abs() <= 127.5 * scale), None
 
 
 class RoundRows(torch.autograd.Function):
@@ -108,7 +107,7 @@ class Step(nn.Module):
             flat = x.detach().abs().flatten()
             high = flat.kthvalue(max(1, int(flat.numel() * 0.9999))).values.item()
             self.top = max(self.top, 0.7 * high + 0.3 * flat.max().item())
-        return RoundTo.apply(x, self.log.exp().item()) if self.quant else x
+        return RoundTo.apply(x, self.log.exp()) if self.quant else x
 
 
 class Linear(nn.Module):
@@ -124,7 +123,8 @@ class Linear(nn.Module):
 
     def forward(self, x):
         """`x` is already on the grid of the projection's input."""
-        return self.out(F.linear(x, self.rounded() if self.kept is None else self.kept))
+        w = self.rounded() if self.kept is None else self.kept
+        return self.out(F.linear(x.to(w.dtype), w).float())
 
 
 class Table(nn.Module):
@@ -275,11 +275,11 @@ class Model(nn.Module):
         logits = self.head(self.head_in(self.norm(h)))
         return 30 * torch.tanh(logits / 30)
 
-    def keep_weights(self, on):
-        """Round the weights once for all the batches of a step."""
+    def keep_weights(self, dtype):
+        """Round the weights once for all the batches of a step, and compute products in `dtype`; None ends that."""
         for m in self.modules():
             if isinstance(m, Linear):
-                m.kept = m.rounded() if on and m.quant else None
+                m.kept = m.rounded().to(dtype) if dtype else None
 
     def steps(self):
         return [m for m in self.modules() if isinstance(m, Step)]

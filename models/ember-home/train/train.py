@@ -106,12 +106,12 @@ class Muon:
             shapes.setdefault((min(g.shape), max(g.shape)), []).append((p, g.T if tall else g, tall))
         for group in shapes.values():
             x = torch.stack([g for _, g, _ in group])
-            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)
+            x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)).bfloat16()
             for _ in range(5):
                 a = x @ x.mT
                 x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
             for (p, _, tall), u in zip(group, x):
-                p.add_(u.T if tall else u, alpha=-lr * 0.2 * math.sqrt(max(p.shape)))
+                p.add_((u.T if tall else u).float(), alpha=-lr * 0.2 * math.sqrt(max(p.shape)))
 
 
 def optimizers(model, device):
@@ -120,16 +120,16 @@ def optimizers(model, device):
     scales = [p for n, p in model.named_parameters() if n.endswith("log_scale")]
     chosen |= {id(p) for p in scales}
     rest = [p for p in model.parameters() if id(p) not in chosen and p.requires_grad]
-    adam = torch.optim.Adam([{"params": rest, "rate": 1.0}, {"params": scales, "rate": 0.5}], lr=1.0, betas=(0.9, 0.98), eps=1e-10, fused=device == "cuda")
+    adam = torch.optim.Adam([{"params": rest, "rate": 1.0}, {"params": scales, "rate": 0.5}], lr=1.0, betas=(0.9, 0.98), eps=1e-10, fused=True)
     return Muon(matrices), adam
 
 
 def loss_of(model, batch, device, total):
     ids, at, want = (x.to(device, non_blocking=True) for x in batch)
-    logits = model(ids, at)
-    return F.cross_entropy(logits.flatten(0, 1).float(), want.flatten(), ignore_index=-100, reduction="sum") / total
+    return F.cross_entropy(model(ids, at).flatten(0, 1), want.flatten(), ignore_index=-100, reduction="sum") / total
 
 
+@torch.compiler.set_stance("force_eager")
 @torch.no_grad()
 def evaluate(model, rows, device, tokens=6000):
     """Share of answers that greedy decoding reproduces exactly: the argmax is right at every place of the answer."""
@@ -147,6 +147,11 @@ def evaluate(model, rows, device, tokens=6000):
     return {k: sum(v) / len(v) for k, v in sorted(hits.items())}
 
 
+@torch.compiler.set_stance("force_eager")
+def calibrate(model, steps, device, **how):
+    model.calibrate([tuple(x.to(device) for x in b[:2]) for s in steps[:6] for b in s], **how)
+
+
 def held_rows(seed, count):
     """Fresh held-out conversations (not those of the cases' file), to watch training."""
     rng, tok = random.Random(f"watch/{seed}"), load_tokenizer()
@@ -159,8 +164,8 @@ def held_rows(seed, count):
 
 
 def rate(step, a, total):
-    """Warm up, stay, and go down over the second stage."""
-    fall = max(0, step - a.float_steps) / max(1, total - a.float_steps)
+    """Warm up, stay, and go down over the last part."""
+    fall = max(0, step - (1 - a.fall) * total) / max(1, a.fall * total)
     return a.rate * min(1.0, (step + 1) / a.warmup) * max(0.0, 1 - fall)
 
 
@@ -189,6 +194,12 @@ def train(a):
         read(model, a.start)
         model.quantize(not a.twin)
     total = a.float_steps + a.quant_steps
+    a.fall = a.quant_steps / total if a.fall is None else a.fall
+    products = getattr(torch, a.products)
+    if a.compile:
+        torch._dynamo.config.recompile_limit = 64  # one for each kind of layer, with and without roundings
+        for layer in model.layers:
+            layer.compile(dynamic=True)
     watch, log = held_rows(0, 400), open(a.out / "log.txt", "a")
 
     def say(text):
@@ -206,17 +217,17 @@ def train(a):
             if step == a.float_steps and not a.twin and not a.start:
                 save(a.out / "float.pt", index)
                 say(f"step {step} float: held-out {fmt(evaluate(model, watch, device))}")
-                model.calibrate([tuple(x.to(device) for x in b[:2]) for s in steps[:6] for b in s])
+                calibrate(model, steps, device)
                 say(f"step {step} quantized, untrained: held-out {fmt(evaluate(model, watch, device))}")
             if step in (a.float_steps + 200, a.float_steps + a.quant_steps // 2) and not a.twin and not a.start:
                 # What the rounded weights make of the activations is not what the float weights made of them.
-                model.calibrate([tuple(x.to(device) for x in b[:2]) for s in steps[:6] for b in s], weights=False)
+                calibrate(model, steps, device, weights=False)
             r = rate(step, a, total)
             wanted = sum((b[2] >= 0).sum().item() for b in batch)
-            model.keep_weights(True)
+            model.keep_weights(products)
             loss = sum(loss_of(model, b, device, wanted) for b in batch)
             loss.backward()
-            model.keep_weights(False)
+            model.keep_weights(None)
             losses.append(loss.item())
             for group in adam.param_groups:
                 group["lr"] = a.lr * r * group["rate"]
@@ -258,6 +269,9 @@ def main():
     ap.add_argument("--threads", type=int, default=0, help="of torch, on a CPU")
     ap.add_argument("--start", type=Path, help="an exported checkpoint's folder to go on from: the second stage alone, its activation steps as they are")
     ap.add_argument("--rate", type=float, default=1.0, help="factor on both learning rates")
+    ap.add_argument("--fall", type=float, help="part of all steps, at their end, in which the rate goes down to zero (the second stage unless told)")
+    ap.add_argument("--products", choices=("bfloat16", "float32"), default="bfloat16", help="operands of products while training; evaluation is always in float32")
+    ap.add_argument("--compile", action="store_true", help="compile the layers (needs a C++ compiler and a few minutes at the start of each stage)")
     ap.add_argument("--report", type=int, default=20)
     ap.add_argument("--check", type=int, default=200)
     ap.add_argument("--twin", action="store_true")
