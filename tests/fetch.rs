@@ -17,6 +17,10 @@ use common::binary::{emberd, run, stdout};
 use emberd::engine::checkpoint::header;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 const REPO: &str = "someone/tiny-e2b";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -40,6 +44,8 @@ struct Manners {
     vast: bool,
     /// Serves another file of weights from the so manieth request for ranges of it on.
     changes_at: Option<usize>,
+    /// From then on it is shorter than what is asked for.
+    shrinks: bool,
 }
 
 /// A request as it came: path, file, range, header lines.
@@ -74,6 +80,34 @@ impl Server {
             }
         });
         Server { port, manners, seen }
+    }
+
+    /// The same behind TLS: what comes at the new port is decrypted and passed on.
+    fn encrypted(&self, certificate: &Path, key: &Path) -> u16 {
+        let chain = CertificateDer::pem_file_iter(certificate).unwrap().map(Result::unwrap).collect();
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let key = PrivateKeyDer::from_pem_file(key).unwrap();
+        let config = config.with_no_client_auth().with_single_cert(chain, key).unwrap();
+        let (acceptor, plain) = (TlsAcceptor::from(Arc::new(config)), self.port);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        listener.set_nonblocking(true).unwrap();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                while let Ok((stream, _)) = listener.accept().await {
+                    let acceptor = acceptor.clone();
+                    tokio::spawn(async move {
+                        let mut stream = acceptor.accept(stream).await?;
+                        let mut behind = tokio::net::TcpStream::connect(("127.0.0.1", plain)).await?;
+                        tokio::io::copy_bidirectional(&mut stream, &mut behind).await
+                    });
+                }
+            });
+        });
+        port
     }
 
     fn seen(&self) -> Vec<Seen> {
@@ -125,6 +159,9 @@ fn answer(
     let mut data = data.clone();
     if weights && manners.changes_at.is_some_and(|at| asked > at) {
         *data.last_mut()? ^= 1;
+        if manners.shrinks {
+            data.truncate(100);
+        }
     }
     let sum = if manners.wrong_sum && weights { "0".repeat(64) } else { hex(&data) };
     if let (Some(port), true) = (manners.elsewhere, weights) {
@@ -397,4 +434,143 @@ fn a_full_disk_is_said_and_gone_on_from() {
     );
     assert_eq!(fs::metadata(published.at(".got.ember.fetch/model.safetensors.partial")).unwrap().len(), blocks * 512);
     published.got(published.fetch(&server, &[]));
+}
+
+/// As a server says it with 416: the file is another one by now, and shorter than what is missing of it.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn a_range_that_is_not_there_any_more_is_a_changed_file() {
+    let published = Published::new();
+    let server = published.serve(Manners { changes_at: Some(3), shrinks: true, ..Manners::default() });
+    published.refused(&server, &[], &["model.safetensors", "changed on the server", "again"]);
+    // The same command again gets it.
+    *server.manners.lock().unwrap() = Manners::default();
+    published.got(published.fetch(&server, &[]));
+
+    // Complete before the command was killed: nothing behind the end is asked for, so that there is no 416.
+    let partial = published.at(".got.ember.fetch");
+    let mut child = published.command(&server).args(["--whole", "--limit-rate", "1M"]).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while fs::metadata(partial.join("model.safetensors.partial")).is_err() {
+        assert!(Instant::now() < until, "nothing comes");
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    fs::write(partial.join("model.safetensors.partial"), &published.files["model.safetensors"]).unwrap();
+    let before = server.seen().len();
+    published.got(published.fetch(&server, &["--whole"]));
+    let asked: Vec<_> =
+        server.seen()[before..].iter().filter(|seen| seen.file == "model.safetensors").cloned().collect();
+    assert!(
+        asked.iter().all(|seen| seen.range == Some((0, 1))),
+        "{:?}",
+        asked.iter().map(|s| s.range).collect::<Vec<_>>()
+    );
+}
+
+/// Several files of weights and their index: of each, only what belongs to the text model; one without any is left out.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn shards_come_as_far_as_they_are_text() {
+    let published = Published::new();
+    let whole = published.files["model.safetensors"].clone();
+    let found = header::parse(&whole).unwrap();
+    let mut names: Vec<_> = found.entries.keys().cloned().collect();
+    names.sort_by_key(|name| (found.entries[name].start, name.clone()));
+    // Every third tensor into another file; all sounds into a fourth.
+    let shard = |at: usize, name: &str| if name.contains("audio_tower") { 3 } else { at % 3 };
+    let file = |number: usize| format!("model-{:05}-of-00004.safetensors", number + 1);
+    let (mut heads, mut bodies) = (vec![Map::new(); 4], vec![Vec::new(); 4]);
+    let mut index = Map::new();
+    for (at, name) in names.iter().enumerate() {
+        let (entry, number) = (&found.entries[name], shard(at, name));
+        let start = bodies[number].len();
+        bodies[number].extend(&whole[entry.start..entry.start + entry.len]);
+        let place =
+            json!({"dtype": entry.dtype.name(), "shape": entry.shape, "data_offsets": [start, bodies[number].len()]});
+        heads[number].insert(name.clone(), place);
+        index.insert(name.clone(), file(number).into());
+    }
+    let mut files = published.files.clone();
+    files.remove("model.safetensors");
+    files
+        .insert("model.safetensors.index.json".into(), json!({"metadata": {}, "weight_map": index}).to_string().into());
+    for (number, (head, body)) in heads.into_iter().zip(bodies).enumerate() {
+        let head = Value::Object(head).to_string();
+        let bytes = [&(head.len() as u64).to_le_bytes(), head.as_bytes(), &body].concat();
+        files.insert(file(number), bytes);
+    }
+    let server = Server::start(files.clone(), Manners::default());
+    published.got(published.fetch(&server, &[]));
+    let mut from = [0; 4];
+    for seen in server.seen() {
+        let Some(number) = (0..4).find(|number| file(*number) == seen.file) else { continue };
+        let entries = header::parse(&files[&seen.file]).unwrap().entries;
+        let (first, end) = seen.range.unwrap();
+        from[number] += end - first;
+        for (name, entry) in entries.iter().filter(|(name, _)| name.contains("_tower")) {
+            assert!(end <= entry.start || first >= entry.start + entry.len, "{name}: {first}..{end} of {}", seen.file);
+        }
+    }
+    assert!(from[..3].iter().all(|bytes| *bytes > 1000) && from[3] == 0, "{from:?}");
+    // A shard that is named and not there.
+    files.remove(&file(1));
+    let server = Server::start(files, Manners::default());
+    published.refused(&server, &[], &[&file(1), "no such file"]);
+}
+
+/// TLS with an authority of one's own; neither an unknown authority nor another name is accepted, and a redirect out of TLS is not
+/// followed.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn servers_have_to_show_a_certificate() {
+    let published = Published::new();
+    let openssl = |line: &str| {
+        let output = Command::new("openssl").current_dir(published.dir.path()).args(line.split(' ')).output();
+        let output = output.expect("openssl is needed for this test (Debian package openssl)");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    openssl(&format!(
+        "req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -addext basicConstraints=critical,CA:TRUE"
+    ));
+    let sign = |name: &str, address: &str| {
+        openssl(&format!("req -new {key} -keyout {name}.key -out {name}.csr -subj /CN={name}"));
+        fs::write(published.at("names"), format!("subjectAltName=IP:{address}\n")).unwrap();
+        openssl(&format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out {name}.pem"
+        ));
+    };
+    sign("here", "127.0.0.1");
+    sign("elsewhere", "127.0.0.2");
+    let server = published.serve(Manners { token: Some("hf_secret"), ..Manners::default() });
+    let token = published.at("token");
+    fs::write(&token, "hf_secret").unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    let fetch = |port: u16, ca: Option<&str>| {
+        let mut command = emberd();
+        command.args(["fetch", REPO, "--base-url", &format!("https://127.0.0.1:{port}"), "--to"]);
+        command.arg(published.at("got.ember")).arg("--token-file").arg(&token);
+        if let Some(ca) = ca {
+            command.arg("--ca-file").arg(published.at(ca));
+        }
+        run(&mut command)
+    };
+    let port = server.encrypted(&published.at("here.pem"), &published.at("here.key"));
+    published.got(fetch(port, Some("ca.pem")));
+    let refused = |output: Output, word: &str| {
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(word), "{word}: {said}");
+    };
+    let before = server.seen().len();
+    refused(fetch(port, None), "UnknownIssuer");
+    let other = server.encrypted(&published.at("elsewhere.pem"), &published.at("elsewhere.key"));
+    refused(fetch(other, Some("ca.pem")), "not valid for name");
+    refused(fetch(port, Some("token")), "token");
+    assert_eq!(server.seen().len(), before, "nothing was asked without a good certificate");
+    let plain = published.serve(Manners::default());
+    server.manners.lock().unwrap().elsewhere = Some(plain.port);
+    refused(fetch(port, Some("ca.pem")), "without TLS");
+    assert!(plain.seen().is_empty());
 }
