@@ -4,7 +4,7 @@ use crate::engine::checkpoint::weights::{Bf16Matrix, Linear};
 use std::ops::Range;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use crate::kernels::contract::{Kernels, Planes, plane_stride};
+use crate::kernels::contract::{Kernels, Planes, aligned, plane_stride};
 use crate::kernels::math::round_clip;
 use crate::parallel::Pool;
 use crate::stats::{Projection, Stats};
@@ -171,15 +171,15 @@ impl Compute {
     fn quantize<'q>(&self, w: &Linear, x: &[f32], out: &'q mut Quantized) -> Planes<'q> {
         let (tokens, planes) = (x.len() / w.k, w.bits.planes());
         let len = planes * plane_stride(w.k, planes);
-        out.q.resize(tokens * len, 0);
+        let q = aligned(&mut out.q, tokens * len);
         let sums: Vec<AtomicI32> = (0..tokens).map(|_| AtomicI32::new(0)).collect();
-        self.pool.items_into(&mut out.q, len, |_, t, q| {
+        self.pool.items_into(q, len, |_, t, q| {
             let sum = self.kernels.quantize(&x[t * w.k..][..w.k], w.input_step, planes, q);
             sums[t].store(sum, Ordering::Relaxed);
         });
         out.sums.clear();
         out.sums.extend(sums.into_iter().map(AtomicI32::into_inner));
-        Planes::new(&out.q, &out.sums, planes, w.k)
+        Planes::new(q, &out.sums, planes, w.k)
     }
 
     /// RMSNorm of each row of `x` `[rows, weight.len()]` in place; the weight is used as it stands (no `1 +`).

@@ -158,6 +158,15 @@ pub const fn plane_stride(k: usize, planes: usize) -> usize {
     (k / planes).next_multiple_of(PLANE_ALIGN)
 }
 
+/// `len` bytes of `memory`, which grows as it must, from a multiple of [`PLANE_ALIGN`] on: the loads of a vector register
+/// that cross a cache line cost twice. What stands in them is undefined.
+pub fn aligned(memory: &mut Vec<i8>, len: usize) -> &mut [i8] {
+    memory.resize(memory.len().max(len + PLANE_ALIGN - 1), 0);
+    // Without an answer (which only a const evaluation gives) slower, not wrong.
+    let start = memory.as_ptr().align_offset(PLANE_ALIGN).min(PLANE_ALIGN - 1);
+    &mut memory[start..start + len]
+}
+
 /// Quantized activations of some tokens: `[tokens, planes, plane_stride]` int8, and `Σ q` per token.
 #[derive(Clone, Copy, Debug)]
 pub struct Planes<'a> {
