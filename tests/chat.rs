@@ -67,6 +67,12 @@ fn lines_of_a_program_are_a_conversation() {
     // Options reach the request.
     let printed = stdout(with_lines(&daemon, &["--seed", "77", "--temperature", "0.5"], "@params"));
     assert!(printed.contains("Some(77)") && printed.contains("Some(0.5)"), "{printed}");
+    let grammar = daemon.dir.path().join("grammar");
+    fs::write(&grammar, "start: \"x\"\n").expect("grammar");
+    let path = grammar.to_str().expect("UTF-8");
+    let printed = stdout(with_lines(&daemon, &["--grammar", path], "@params"));
+    assert!(printed.contains(r#"Lark("start: \"x\"\n")"#), "{printed}");
+    assert_eq!(with_lines(&daemon, &["--grammar", path, "--json-schema", path], "a").status.code(), Some(2));
     assert_eq!(stdout(with_lines(&daemon, &["--preset", "short"], "x y")), "You said: x \n");
 }
 

@@ -11,7 +11,7 @@ use super::super::error::Error;
 use super::client::Socket;
 use super::color::Color;
 
-/// Longest schema that is read; the daemon takes less.
+/// Longest schema or grammar that is read; the daemon takes less.
 const MAX_FORM: u64 = 1 << 20;
 
 #[derive(Args)]
@@ -25,6 +25,9 @@ pub(super) struct Options {
     /// Answer with JSON that the schema in this file accepts
     #[arg(long, value_name = "FILE")]
     json_schema: Option<PathBuf>,
+    /// Answer with text of the grammar in this file, in llguidance's dialect of Lark
+    #[arg(long, value_name = "FILE", conflicts_with = "json_schema")]
+    grammar: Option<PathBuf>,
     /// 0 always takes the most likely token
     #[arg(long, value_name = "T")]
     temperature: Option<f64>,
@@ -49,13 +52,18 @@ pub(super) struct Options {
 impl Options {
     /// The fields of a request, without messages and session.
     pub(super) fn fields(&self) -> Result<Map<String, Value>, Error> {
+        let format = match (&self.json_schema, &self.grammar) {
+            (Some(path), _) => Some(schema(path)?),
+            (None, Some(path)) => Some(json!({"type": "grammar", "grammar": form("--grammar", path)?})),
+            (None, None) => None,
+        };
         let fields = [
             ("max_tokens", self.max_tokens.map(Value::from)),
             ("temperature", self.temperature.map(Value::from)),
             ("seed", self.seed.map(Value::from)),
             ("enable_thinking", self.think.then_some(Value::Bool(true))),
             ("preset", self.preset.clone().map(Value::from)),
-            ("response_format", self.json_schema.as_deref().map(schema).transpose()?),
+            ("response_format", format),
         ];
         Ok(fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect())
     }
