@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::binary::{Served, emberd, run};
-use common::{Daemon, Response};
+use common::{Daemon, Response, Sent};
 use emberd::engine::generate::Engine;
 use emberd::engine::runner::Options;
 use emberd::engine::template::ChatRequest;
@@ -24,12 +24,7 @@ const CHAT: &str = "/v1/chat/completions";
 fn requests_are_taken_back_by_their_names() {
     let daemon = Daemon::start("");
     let named = |name: &str, prompt: &str, more: &str| {
-        use std::io::Write;
-        let (mut stream, body) = (daemon.connect(), daemon.chat(prompt, more));
-        let length = body.len();
-        let head = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: {name}\r\n");
-        write!(stream, "{head}Content-Length: {length}\r\n\r\n{body}").unwrap();
-        stream
+        daemon.send_with("POST", CHAT, &format!("X-Request-Id: {name}\r\n"), &daemon.chat(prompt, more))
     };
     let running = named("house/1", "one @hold", "");
     daemon.wait_journal("start one @hold");
@@ -194,13 +189,8 @@ fn tokens_over_the_socket() {
 }
 
 fn post(served: &Served, path: &str, body: &Value) -> Response {
-    use std::io::Write;
-    let mut stream = std::os::unix::net::UnixStream::connect(&served.socket).unwrap();
-    let body = body.to_string();
-    let length = body.len();
-    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n");
-    write!(stream, "{head}\r\n{body}").unwrap();
-    Response::read(stream)
+    let stream = std::os::unix::net::UnixStream::connect(&served.socket).unwrap();
+    Response::read(Sent::new(stream, "POST", path, "", &body.to_string()))
 }
 
 /// The chunks of a stream.

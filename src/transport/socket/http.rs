@@ -5,7 +5,7 @@ use axum::extract::{Path, Request as HttpRequest, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::answers::{chat, completion, prompt, response};
 use super::idempotency::once;
@@ -35,6 +35,7 @@ pub(super) fn router(service: Service) -> Router {
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
         .route("/v1/status", get(status))
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
@@ -44,7 +45,7 @@ pub(super) fn router(service: Service) -> Router {
                 404,
                 "not_found",
                 "no such path; there are /v1/chat/completions, /v1/completions, /v1/responses, /v1/prompt, \
-                 /v1/cancel/{id}, /v1/sessions/{id}, /tokenize, /detokenize, /v1/models, /v1/status, /healthz, /readyz \
+                 /v1/cancel/{id}, /v1/sessions/{id}, /tokenize, /detokenize, /v1/models, /v1/models/{id}, /v1/status, /healthz, /readyz \
                  and /metrics",
             )
         })
@@ -66,13 +67,25 @@ pub(super) fn refusing_router() -> Router {
 }
 
 async fn models(State(service): State<Service>) -> Response {
+    json_response(200, &json!({"object": "list", "data": [entry(&service)]}))
+}
+
+/// The loaded model, when it is called so.
+async fn model(State(service): State<Service>, Path(id): Path<String>) -> Result<Response, Refusal> {
+    if id != service.model().name {
+        let message = format!("there is no model of that name; the loaded one is {}", service.model().name);
+        return Err(Refusal::plain(404, "not_found", &message));
+    }
+    Ok(json_response(200, &entry(&service)))
+}
+
+fn entry(service: &Service) -> Value {
     let model = service.model();
-    let entry = json!({
+    json!({
         "id": model.name, "object": "model", "created": service.since(), "owned_by": "local",
         "context": model.context, "vocab": model.vocab, "kv": model.kv, "kernels": model.kernels,
         "threads": model.threads,
-    });
-    json_response(200, &json!({"object": "list", "data": [entry]}))
+    })
 }
 
 async fn health(State(service): State<Service>) -> Response {
