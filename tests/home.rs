@@ -10,10 +10,10 @@ use common::broker::Broker;
 use emberd::engine::eval::{self, Case};
 use serde_json::{Value, json};
 
-/// So many of the cases may be answered otherwise than expected: the model gets 36 of these 40 right. Its answers are the same
-/// on every machine, so this is no matter of chance.
+/// So many of the cases may be answered otherwise than expected: the model gets all 40 right, and the last bit of a sum that an
+/// instruction set rounds otherwise may cost it one or two.
 fn allowed(cases: usize) -> usize {
-    cases / 10
+    cases / 20
 }
 
 fn home() -> PathBuf {
