@@ -12,7 +12,7 @@ pub mod schema;
 pub mod terminal;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
@@ -455,12 +455,15 @@ impl Sent {
     /// Sends a request, with further lines `head` of its head, each with its end.
     pub(crate) fn new(mut stream: UnixStream, method: &str, path: &str, head: &str, body: &str) -> Sent {
         let length = body.len();
-        write!(
-            stream,
+        let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n\
              {body}"
-        )
-        .unwrap();
+        );
+        match stream.write_all(request.as_bytes()) {
+            // Refused by its head alone: the answer is there to be read, the body went unread.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            written => written.unwrap(),
+        }
         Sent::by_hand(stream, method, path, body)
     }
 
