@@ -3,14 +3,18 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::binary::{emberd, run, stdout};
-use common::wait_for;
+use common::{PATIENCE, wait_for};
+use emberd::engine::checkpoint::synth::{self, Shape};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 struct Place {
@@ -65,9 +69,28 @@ impl Place {
             .args(["ask", "--temperature", "0", "--max-tokens", "8", "--socket"])
             .arg(self.at("sock"))
             .arg("hi")));
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::SIGTERM);
+        terminate(&child);
         assert!(child.wait().unwrap().success());
         (said, self.log())
+    }
+
+    /// Starts the daemon with the model `name` and collects what it tells the service manager until it is ready: when, and what.
+    fn told(&self, mut command: Command) -> (Child, Vec<(Duration, String)>) {
+        let _ = fs::remove_file(self.at("notify"));
+        let notify = UnixDatagram::bind(self.at("notify")).unwrap();
+        notify.set_read_timeout(Some(PATIENCE)).unwrap();
+        command.env("NOTIFY_SOCKET", self.at("notify"));
+        let (began, child) = (Instant::now(), self.start(command));
+        let (mut told, mut buffer) = (Vec::new(), [0; 4096]);
+        loop {
+            let length = notify.recv(&mut buffer).unwrap_or_else(|error| panic!("{error}: {told:?} {}", self.log()));
+            let message = String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned();
+            let ready = message.starts_with("READY=1");
+            told.push((began.elapsed(), message));
+            if ready {
+                return (child, told);
+            }
+        }
     }
 
     fn log(&self) -> String {
@@ -93,6 +116,10 @@ impl Place {
     }
 }
 
+fn terminate(child: &Child) {
+    let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+}
+
 #[test]
 fn a_directory_is_packed_once_and_again_when_it_changes() {
     let place = Place::new();
@@ -110,6 +137,7 @@ fn a_directory_is_packed_once_and_again_when_it_changes() {
     assert_eq!(fs::metadata(place.at("state/packed").join(&first)).unwrap().modified().unwrap(), written);
     let (plain, log) = place.answer("tiny", "pack = false");
     assert!(plain == said && !log.contains("packing"), "{log}");
+    assert_eq!(place.only("tiny"), first, "for when it is used again");
 
     // Another file of the directory, with the same weights.
     let tokenizer = place.at("tiny/tokenizer.json");
@@ -126,9 +154,105 @@ fn a_directory_is_packed_once_and_again_when_it_changes() {
     let (other, log) = place.answer("tiny", "");
     assert!(other != said && log.contains("packing the model, once"), "{log}");
     assert_ne!(place.only("tiny"), before);
-    // Another model takes its place.
+    // Another model takes its place; what is no copy stays.
+    let foreign = place.at("state/packed/notes");
+    fs::write(&foreign, "").unwrap();
     place.answer("other", "");
+    fs::remove_file(foreign).unwrap();
     assert!(place.only("other").starts_with("other-"));
+}
+
+/// As `emberd model use` leaves it: a link. What it leads to gives the copy its name; a packed model is served from where it is.
+#[test]
+fn a_link_is_followed_and_a_packed_model_is_not_packed() {
+    let place = Place::new();
+    symlink(place.at("tiny"), place.at("model")).unwrap();
+    let (said, _) = place.answer("model", "");
+    let copy = place.only("tiny");
+    assert!(copy.starts_with("tiny-"), "{copy}");
+    let (_, log) = place.answer("tiny", "");
+    assert!(!log.contains("packing"), "{log}");
+
+    fs::remove_file(place.at("model")).unwrap();
+    symlink(place.at("expected.ember"), place.at("model")).unwrap();
+    let (again, log) = place.answer("model", "");
+    assert!(again == said && !log.contains("packing"), "{log}");
+    assert_eq!(place.copies(), [copy]);
+}
+
+#[test]
+fn systemd_hears_of_the_packing_and_gives_loading_its_time() {
+    let place = Place::new();
+    let (mut child, told) = place.told(place.serve("tiny", ""));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let at = |words: &str| {
+        told.iter().position(|(_, message)| message == words).unwrap_or_else(|| panic!("{words}: {told:?}"))
+    };
+    let packed = at("STATUS=packing the model, 100 %\nEXTEND_TIMEOUT_USEC=30000000");
+    let loading = at("STATUS=loading the model\nEXTEND_TIMEOUT_USEC=900000000");
+    assert!(packed < loading && told.last().unwrap().1.contains("STATUS=serving the socket"), "{told:?}");
+
+    // There is nothing to pack any more, and nothing is said of it.
+    let (mut child, told) = place.told(place.serve("tiny", ""));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!told.iter().any(|(_, message)| message.contains("packing") || message.contains("=900000000")), "{told:?}");
+}
+
+/// A disk that takes 16 MB in 11 seconds: every wait for it is made longer.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs strace")]
+fn systemd_waits_for_a_slow_disk() {
+    let place = Place::new();
+    let shape = Shape { vocab_size: 190_000, ..Shape::named("tiny-e2b").unwrap() };
+    synth::write(&shape, 1, &place.at("large")).unwrap();
+    let slowly = |waits: u32| {
+        let serve = place.serve("large", "");
+        let mut command = Command::new("strace");
+        // The child is the daemon, and strace is beside it.
+        command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e"]);
+        command.arg(format!("inject=fdatasync:delay_enter=11000000:when=1..{waits}"));
+        command.arg(serve.get_program()).args(serve.get_args()).env("STATE_DIRECTORY", place.at("state"));
+        command
+    };
+    // Told to stop meanwhile, it does not wait, and leaves nothing that looks whole.
+    let mut child = place.start(slowly(1));
+    wait_for("the packing", || place.copies().iter().any(|name| name.contains(".partial-")).then_some(()));
+    terminate(&child);
+    assert!(child.wait().unwrap().success(), "{}", place.log());
+    assert!(place.log().contains("stopped while the model was loading"), "{}", place.log());
+    let left = place.copies();
+    assert!(left.len() == 1 && left[0].contains(".partial-"), "{left:?}");
+
+    let (mut child, told) = place.told(slowly(2));
+    terminate(&child);
+    assert!(child.wait().unwrap().success());
+    let packing: Vec<_> = told.iter().filter(|(_, message)| message.starts_with("STATUS=packing")).collect();
+    let percents: Vec<u32> = packing
+        .iter()
+        .map(|(_, message)| {
+            let (percent, patience) = message["STATUS=packing the model, ".len()..].split_once(" %\n").unwrap();
+            assert_eq!(patience, "EXTEND_TIMEOUT_USEC=30000000");
+            percent.parse().unwrap()
+        })
+        .collect();
+    assert_eq!(percents.len(), 3, "{told:?}");
+    assert!(
+        percents.is_sorted() && (25..50).contains(&percents[0]) && (50..100).contains(&percents[1]),
+        "{percents:?}"
+    );
+    let mut before = Duration::ZERO;
+    for (at, message) in packing {
+        // As long as systemd waits; the machine may be busy.
+        assert!(*at - before < Duration::from_secs(30), "{message} came too late: {told:?}");
+        before = *at;
+    }
+    // The log has every tenth at most once.
+    let log = place.log();
+    let lines = log.lines().filter(|line| line.contains("packing the model") && line.contains("percent")).count();
+    assert!((3..=10).contains(&lines), "{log}");
+    place.only("large");
 }
 
 #[test]
@@ -168,29 +292,69 @@ fn what_was_cut_off_is_packed_anew() {
     place.only("tiny");
 }
 
+/// A command that runs `script`, with the arguments that are added, where the state directory is on a file system of `size`.
+fn inside_of(size: &str, script: &str, place: &Place) -> Command {
+    let mut command = Command::new("unshare");
+    let script = format!("mount -t tmpfs -o size={size} tmpfs \"$STATE_DIRECTORY\" && {script}");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"]);
+    command.env("STATE_DIRECTORY", place.at("state"));
+    command
+}
+
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "mounts a file system in a namespace of its own")]
 fn too_little_room_is_said_with_what_helps() {
     let place = Place::new();
-    let inside = |script: &str, more: &[&Path]| {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]).args(more);
-        command
-    };
-    let mount = "mount -t tmpfs -o size=200k tmpfs \"$1\"";
-    let state = place.at("state");
-    if !run(&mut inside(mount, &[&state])).status.success() {
+    if !run(&mut inside_of("200k", "true", &place)).status.success() {
         println!("skipped: no namespace for a small file system here");
         return;
     }
     let serve = place.serve("tiny", "");
-    let script = format!("{mount} && shift && export STATE_DIRECTORY={} && exec \"$@\"", state.display());
-    let mut command = inside(&script, &[&state]);
+    let mut command = inside_of("200k", "exec \"$@\"", &place);
     command.arg(serve.get_program()).args(serve.get_args());
     let output = run(&mut command);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{said}");
     for words in ["state/packed", "MB free", "make room", "`pack = false`"] {
         assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+/// Where one copy fits and no two: what the changed model was before goes first, and what is left of an attempt. Another model's copy
+/// is kept until the new one is loaded.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "mounts a file system in a namespace of its own")]
+fn a_changed_model_takes_the_room_of_what_it_was() {
+    let place = Place::new();
+    if !run(&mut inside_of("200k", "true", &place)).status.success() {
+        println!("skipped: no namespace for a small file system here");
+        return;
+    }
+    let before = place.at("before.ember");
+    stdout(run(emberd().arg("pack").args([&place.at("tiny"), &before])));
+    let size = fs::metadata(&before).unwrap().len();
+    let room = format!("{}k", size * 3 / 2 / 1024);
+    for (name, fits) in [
+        ("tiny-0123456789abcdef.ember", true),
+        ("other-0123456789abcdef.ember.partial-7", true),
+        ("other-0123456789abcdef.ember", false),
+    ] {
+        let script = "mkdir -m 700 \"$STATE_DIRECTORY/packed\" && cp \"$1\" \"$STATE_DIRECTORY/packed/$2\" && shift 2 && exec \"$@\"";
+        let serve = place.serve("tiny", "");
+        let mut command = inside_of(&room, script, &place);
+        command.args([before.as_os_str(), name.as_ref(), serve.get_program()]).args(serve.get_args());
+        let mut child = place.start(command);
+        let ended = wait_for("the daemon", || match child.try_wait().unwrap() {
+            None if place.log().contains("serving") => Some(None),
+            ended => ended.map(Some),
+        });
+        terminate(&child);
+        let _ = child.wait();
+        assert_eq!(
+            ended.map(|status| status.code()),
+            if fits { None } else { Some(Some(78)) },
+            "{name}: {}",
+            place.log()
+        );
     }
 }

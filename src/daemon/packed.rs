@@ -7,18 +7,15 @@
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sd_notify::NotifyState;
 use tracing::{info, warn};
 
 use super::config::{Model, state_directory};
-use super::systemd::tell;
+use super::systemd::{LOADING, NEWS, PATIENCE, patience, tell};
 use crate::engine::checkpoint::source::Source;
 use crate::engine::pack::{self, PackError};
-
-/// How often systemd hears of the packing; each time its patience is extended by three times this.
-const NEWS: Duration = Duration::from_secs(10);
 
 /// What is served instead of the directory that `model` names: a copy, packed now unless it is there. The path itself, where
 /// there is nothing to pack, or no place for it.
@@ -57,19 +54,17 @@ pub(super) fn place(model: &Model) -> Result<PathBuf, String> {
             tenths = percent / 10;
             info!(percent, "packing the model");
         }
-        if told.elapsed() >= NEWS || percent == 100 {
+        if told.elapsed() >= NEWS || done == total {
             told = Instant::now();
-            tell(&[
-                NotifyState::Status(&format!("packing the model, {percent} %")),
-                NotifyState::ExtendTimeoutUsec(3 * NEWS.as_micros() as u32),
-            ]);
+            tell(&[NotifyState::Status(&format!("packing the model, {percent} %")), patience(PATIENCE)]);
         }
     });
     let bytes = packed.map_err(|error| match error {
         PackError::Space { .. } => format!("{error}; make room, or set `pack = false` in the section [model]"),
         _ => error.to_string(),
     })?;
-    tell(&[NotifyState::Status("loading the model")]);
+    // Loading begins only now.
+    tell(&[NotifyState::Status("loading the model"), patience(LOADING)]);
     info!(mb = bytes >> 20, seconds = began.elapsed().as_secs(), "packed");
     Ok(copy)
 }
@@ -118,7 +113,10 @@ mod tests {
     fn a_copy_is_of_one_model() {
         let sum = "0123456789abcdef";
         assert!(of_model(&format!("a-{sum}.ember"), "a") && of_model(&format!("a-b-{sum}.ember"), "a-b"));
-        for other in [format!("a-b-{sum}.ember"), format!("ab-{sum}.ember"), "a-12.ember".into(), format!("a-{sum}")] {
+        let no_sum = "a-0123456789abcdeg.ember".to_owned();
+        for other in
+            [format!("a-b-{sum}.ember"), format!("ab-{sum}.ember"), "a-12.ember".into(), format!("a-{sum}"), no_sum]
+        {
             assert!(!of_model(&other, "a"), "{other}");
         }
     }

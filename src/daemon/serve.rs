@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use super::config::{self, Config, ConfigError};
 use super::error::Error;
 use super::reload;
-use super::systemd::{Watchdog, passed_socket, tell};
+use super::systemd::{LOADING, NEWS, PATIENCE, Watchdog, passed_socket, patience, tell};
 use crate::governor::policy::{Need, Settings};
 use crate::governor::sensors::Sensors;
 use crate::governor::{Decision, Governor, Handle};
@@ -25,12 +25,6 @@ use crate::spool;
 use crate::transport::socket::{BindError, Limits, Listener, Service, SessionLimits};
 use crate::transport::wire::Topics;
 use crate::transport::{mqtt, socket};
-
-/// While the model loads, systemd's patience is extended this often, and by three times this.
-const LOADING_NEWS: Duration = Duration::from_secs(10);
-
-/// Longest that systemd's patience is extended: a card that takes longer is broken.
-const LOADING_LIMIT: u32 = 90;
 
 /// Time that HTTP clients get to read the end of their answers at shutdown.
 const GRACE: Duration = Duration::from_secs(5);
@@ -177,8 +171,8 @@ impl Engine {
         };
         let (scheduler, thread) = Scheduler::start(options, governor, move || load(&own, &known), ready, ended)
             .map_err(|error| Error::System("cannot start the thread engine", error))?;
-        let mut news = tokio::time::interval(LOADING_NEWS);
-        let mut extensions = 0;
+        let mut news = tokio::time::interval(NEWS);
+        let mut left = LOADING;
         loop {
             tokio::select! {
                 result = &mut loaded => return match result {
@@ -186,9 +180,9 @@ impl Engine {
                     Ok(Err(reason)) => Err(Error::Model(reason)),
                     Err(_) => Err(Error::EngineDied),
                 },
-                _ = news.tick(), if extensions < LOADING_LIMIT => {
-                    extensions += 1;
-                    tell(&[NotifyState::ExtendTimeoutUsec(3 * LOADING_NEWS.as_micros() as u32)]);
+                _ = news.tick(), if !left.is_zero() => {
+                    left = left.saturating_sub(NEWS);
+                    tell(&[patience(PATIENCE)]);
                 }
                 // A SIGHUP waits until there is something to change.
                 () = signals.stop() => {

@@ -2,12 +2,27 @@
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::Interval;
 use tracing::debug;
 
 use crate::transport::socket::BindError;
+
+/// Before READY, the service manager hears this often that work goes on, and waits for [`PATIENCE`] from then.
+pub(super) const NEWS: Duration = Duration::from_secs(10);
+
+/// Three times [`NEWS`].
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Longest that a model may load, its packing not counted: a card that takes longer is broken.
+pub(super) const LOADING: Duration = Duration::from_mins(15);
+
+/// Asks the service manager to wait for `time` from now on, if it would not wait longer anyway.
+pub(super) fn patience(time: Duration) -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(time.as_micros().try_into().unwrap_or(u32::MAX))
+}
 
 /// Tells the service manager; a failure is not worth more than a line in the log.
 pub(super) fn tell(states: &[NotifyState<'_>]) {

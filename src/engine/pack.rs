@@ -34,6 +34,10 @@ const MAX_TEXT: usize = 4 << 20;
 /// Bytes that are written and hashed at a time.
 const PIECE: usize = 1 << 20;
 
+/// Bytes after which writing waits for the disk. Without that a slow one would take them all at once, in the end, while who
+/// watches the progress hears nothing; and they would fill the memory meanwhile.
+const SYNC: u64 = 16 << 20;
+
 /// Small tensors begin at multiples of a cache line, the others at pages.
 const LINE: u64 = 64;
 
@@ -141,7 +145,8 @@ struct Planned {
 }
 
 /// Packs the checkpoint in the directory `from` into the file `to`, which appears complete or not at all; the same checkpoint
-/// gives the same bytes. `progress` hears how many bytes of how many are written. Returns the size.
+/// gives the same bytes. `progress` hears how many bytes of how many are written; the latest may not be on the disk yet. Returns
+/// the size.
 ///
 /// # Errors
 ///
@@ -185,16 +190,23 @@ pub fn pack(from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Resul
     check_space(to, total)?;
 
     output::atomically(to, |out| {
-        let (mut hash, mut done) = (Sha256::new(), 0);
+        let (mut hash, mut done, mut synced) = (Sha256::new(), 0, 0);
         for data in std::iter::once(head.as_slice()).chain(plan.iter().map(|tensor| &*tensor.data)) {
             for piece in data.chunks(PIECE) {
                 hash.update(piece);
                 out.write_all(piece)?;
                 done += piece.len() as u64;
+                if done - synced >= SYNC {
+                    out.flush()?;
+                    out.get_ref().sync_data()?;
+                    synced = done;
+                }
                 progress(done, total);
             }
         }
-        out.write_all(&hash.finalize())
+        out.write_all(&hash.finalize())?;
+        progress(total, total);
+        Ok(())
     })
     .map_err(io_error(to, "write"))?;
     Ok(total)
