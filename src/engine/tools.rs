@@ -3,6 +3,7 @@
 //! Texts stand between control tokens, so they need no escapes and nothing in them can end them. What comes out of the
 //! model is read leniently; what is forced on it by a grammar has exactly this form.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
@@ -176,10 +177,11 @@ impl Reader<'_> {
 }
 
 /// A grammar, in `llguidance`'s dialect of Lark, of one call of one of `tools` (OpenAI's declarations). Of a schema it knows
-/// types, `properties`, `required`, `items`, `enum`, `const`, `nullable`, `anyOf` and `oneOf`; other keywords are not
-/// enforced.
+/// types, `properties`, `required`, `items`, `enum`, `const`, `nullable`, `anyOf`, `oneOf` and `$ref` within the schema, which is
+/// what the official clients make of their data classes; other keywords are not enforced, nor is a schema within itself.
 pub(super) fn lark(tools: &[Value], marks: Marks) -> String {
-    let mut rules = Rules { text: String::new(), quote: marks.quote, count: 0 };
+    let (text, named) = Default::default();
+    let mut rules = Rules { text, quote: marks.quote, count: 0, whole: &Value::Null, named };
     let names: Vec<String> = tools.iter().map(|tool| rules.tool(&tool["function"])).collect();
     let (open, close, quote) = (marks.open, marks.close, marks.quote);
     let mut text = format!("start: <[{open}]> \"call:\" ({}) <[{close}]>\n", names.join(" | "));
@@ -200,20 +202,25 @@ pub(super) fn lark(tools: &[Value], marks: Marks) -> String {
     text
 }
 
-struct Rules {
+struct Rules<'a> {
     text: String,
     quote: u32,
     count: usize,
+    /// The parameters of the tool, which references are into.
+    whole: &'a Value,
+    /// What references stand for; `None` inside of it.
+    named: BTreeMap<&'a str, Option<String>>,
 }
 
-impl Rules {
+impl<'a> Rules<'a> {
     fn rule(&mut self, body: &str) -> String {
         self.count += 1;
         let _ = writeln!(self.text, "r{}: {body}", self.count);
         format!("r{}", self.count)
     }
 
-    fn tool(&mut self, function: &Value) -> String {
+    fn tool(&mut self, function: &'a Value) -> String {
+        (self.whole, self.named) = (&function["parameters"], BTreeMap::new());
         let name = literal(function["name"].as_str().unwrap_or_default());
         let arguments = match &function["parameters"] {
             Value::Object(schema) => self.object(schema, MAX_DEPTH),
@@ -227,10 +234,13 @@ impl Rules {
         format!("<[{0}]> {text} <[{0}]>", self.quote)
     }
 
-    fn value(&mut self, schema: &Value, depth: usize) -> String {
+    fn value(&mut self, schema: &'a Value, depth: usize) -> String {
         let Value::Object(map) = schema else { return "any".into() };
         if depth == 0 {
             return "any".into();
+        }
+        if let Some(Value::String(reference)) = map.get("$ref") {
+            return self.reference(reference, depth);
         }
         let mut forms: Vec<String> = Vec::new();
         let one_of = ["anyOf", "oneOf"].iter().find_map(|name| map.get(*name)?.as_array());
@@ -259,7 +269,22 @@ impl Rules {
         self.rule(&forms.join(" | "))
     }
 
-    fn typed(&mut self, name: &str, map: &Map<String, Value>, depth: usize) -> String {
+    /// What stands at `reference`, one rule however often it is named.
+    fn reference(&mut self, reference: &'a str, depth: usize) -> String {
+        let whole = self.whole;
+        let Some(schema) = reference.strip_prefix('#').and_then(|path| whole.pointer(path)) else {
+            return "any".into();
+        };
+        if let Some(known) = self.named.get(reference) {
+            return known.clone().unwrap_or_else(|| "any".into());
+        }
+        self.named.insert(reference, None);
+        let rule = self.value(schema, depth - 1);
+        self.named.insert(reference, Some(rule.clone()));
+        rule
+    }
+
+    fn typed(&mut self, name: &str, map: &'a Map<String, Value>, depth: usize) -> String {
         match name.to_ascii_lowercase().as_str() {
             "string" => "text".into(),
             "integer" => "INTEGER".into(),
@@ -276,7 +301,7 @@ impl Rules {
     }
 
     /// In the order of the names, as the family's template declares them; what is not required may be left out.
-    fn object(&mut self, map: &Map<String, Value>, depth: usize) -> String {
+    fn object(&mut self, map: &'a Map<String, Value>, depth: usize) -> String {
         let Some(Value::Object(properties)) = map.get("properties").filter(|_| depth > 0) else {
             let none = map.get("additionalProperties") == Some(&Value::Bool(false));
             return if none { "\"{}\"".into() } else { "anyobject".into() };

@@ -191,8 +191,16 @@ fn a_required_call_can_be_read_and_has_the_declared_arguments() {
             "scene": {"type": "object", "properties": {"warm": {"type": "boolean"}}, "required": ["warm"]},
             "hours": {"type": "array", "items": {"type": "number"}},
             "odd, name": {"type": "null"},
+            "tree": {"$ref": "#/$defs/Tree"},
+            "loop": {"$ref": "#/$defs/Loop"},
         },
-        "required": ["room", "odd, name"]}}});
+        "$defs": {
+            "Side": {"enum": ["left", "right"]},
+            "Tree": {"type": "object", "required": ["side"],
+                     "properties": {"side": {"$ref": "#/$defs/Side"}, "below": {"$ref": "#/$defs/Tree"}}},
+            "Loop": {"$ref": "#/$defs/Loop"},
+        },
+        "required": ["room", "odd, name", "tree"]}}});
     let bare = json!({"type": "function", "function": {"name": "stop_all"}});
     let mut names = Vec::new();
     for seed in 0..if cfg!(target_arch = "aarch64") { 4 } else { 16 } {
@@ -230,6 +238,7 @@ fn a_required_call_can_be_read_and_has_the_declared_arguments() {
         assert!(arguments["odd, name"].is_null(), "{tokens}");
         let good = |name: &str, good: fn(&Value) -> bool| arguments.get(name).is_none_or(good);
         assert!(good("level", Value::is_i64) && good("note", Value::is_string), "{tokens}");
+        assert!(matches!(arguments["tree"]["side"].as_str(), Some("left" | "right")), "{tokens}");
         assert!(good("scene", |scene| scene["warm"].is_boolean()), "{tokens}");
         assert!(
             good("hours", |hours| hours.as_array().is_some_and(|all| all.iter().all(Value::is_number))),
