@@ -200,6 +200,12 @@ fn chunks(response: &Response) -> Vec<Value> {
     data.map(|chunk| serde_json::from_str(chunk).unwrap()).collect()
 }
 
+/// The events of a response.
+fn data(response: &Response) -> Vec<Value> {
+    let lines = response.body.lines().filter_map(|line| line.strip_prefix("data: "));
+    lines.map(|data| serde_json::from_str(data).unwrap()).collect()
+}
+
 /// With a real tokenizer: what a request's text counts is what `/tokenize` says, and it comes back as it was.
 #[test]
 fn tokens_of_the_bundled_model() {
@@ -358,8 +364,39 @@ fn logprobs_are_those_of_the_logits() {
         assert_eq!(pieces, tokens);
     }
 
+    // In a response, whole and in events: at each delta the tokens of its text, and all of them where the text is done.
+    let mut body = json!({"input": messages, "include": ["message.output_text.logprobs"], "top_logprobs": 2,
+                          "temperature": 0, "max_output_tokens": 12});
+    let whole = post(&served, "/v1/responses", &body).json();
+    let tokens = told(&whole["output"][0]["content"][0]["logprobs"]);
+    judge.begin(&prompt);
+    assert_eq!(judge.follow(&tokens, 2), whole["output"][0]["content"][0]["text"]);
+    body["stream"] = json!(true);
+    let (mut pieces, mut done) = (Vec::new(), 0);
+    for event in data(&post(&served, "/v1/responses", &body)) {
+        match event["type"].as_str() {
+            Some("response.output_text.delta") => {
+                let piece = told(&event["logprobs"]);
+                let bytes: Vec<u8> = piece.iter().flat_map(|token| token.0.clone()).collect();
+                assert_eq!(event["delta"], String::from_utf8_lossy(&bytes).as_ref());
+                pieces.extend(piece);
+            }
+            Some("response.output_text.done") => {
+                assert_eq!(told(&event["logprobs"]), tokens);
+                done += 1;
+            }
+            Some("response.content_part.done") => assert_eq!(told(&event["part"]["logprobs"]), tokens),
+            Some("response.completed" | "response.incomplete") => {
+                assert_eq!(told(&event["response"]["output"][0]["content"][0]["logprobs"]), tokens);
+                done += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((pieces, done), (tokens, 2));
+
     // The older shape.
-    let body = json!({"prompt": "The kitchen is", "logprobs": 2, "temperature": 0, "max_tokens": 6});
+    let mut body = json!({"prompt": "The kitchen is", "logprobs": 2, "temperature": 0, "max_tokens": 6});
     let whole = post(&served, "/v1/completions", &body).json();
     let logprobs = &whole["choices"][0]["logprobs"];
     judge.begin(&judge.engine.encode_text("The kitchen is"));
@@ -377,7 +414,55 @@ fn logprobs_are_those_of_the_logits() {
         judge.run(&[id]);
     }
     assert_eq!(whole["choices"][0]["text"], text);
+    body["stream"] = json!(true);
+    let streamed = chunks(&post(&served, "/v1/completions", &body));
+    for field in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        let pieces = streamed.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"][field].as_array()).flatten();
+        assert_eq!(&pieces.cloned().collect::<Value>(), &logprobs[field], "{field}");
+    }
     served.stop();
+}
+
+/// What fails after text of it was sent ends what was begun, says why, and has the text.
+#[test]
+fn a_response_that_fails_late_ends_in_order() {
+    let daemon = Daemon::start("");
+    let body = json!({"input": "@think @hold @fail", "stream": true}).to_string();
+    let sent = daemon.send("POST", "/v1/responses", &body);
+    daemon.wait_journal("start @think @hold @fail");
+    // Time for the text before the failure to go out.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    daemon.release();
+    let events = data(&Response::read(sent));
+    let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(
+        kinds,
+        [
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.reasoning_text.delta",
+            "response.reasoning_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.output_text.delta",
+            "error",
+            "response.output_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "response.failed",
+        ]
+    );
+    assert!(events.iter().enumerate().all(|(at, event)| event["sequence_number"] == at), "{events:?}");
+    assert_eq!(events[11]["code"], "internal");
+    assert_eq!((&events[14]["item"]["status"], &events[14]["output_index"]), (&"incomplete".into(), &1.into()));
+    let last = &events[15]["response"];
+    assert_eq!((&last["status"], &last["error"]["code"]), (&"failed".into(), &"server_error".into()));
+    assert_eq!(last["output"][1]["content"][0]["text"], "You ");
+    assert!(last["usage"].is_null() && last["output"][0]["status"] == "completed", "{last}");
 }
 
 #[test]

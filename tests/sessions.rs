@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use common::binary::{Served, emberd, run, stdout};
-use common::{Daemon, daemon_child as child};
+use common::{Daemon, Response, daemon_child as child};
 use serde_json::{Value, json};
 
 #[test]
@@ -71,6 +71,68 @@ fn a_session_goes_on_and_says_what_it_knew() {
     }
     let output = stdout(run(emberd().args(["ask", "--session", "s", "--socket"]).arg(&daemon.socket).arg("x")));
     assert!(output.ends_with("|x\n") && output.contains("a|You said: a|b|"), "{output}");
+}
+
+/// The `X-Session-Id` of a request that has one, and a body that is JSON.
+fn post(daemon: &Daemon, path: &str, session: &str, body: &Value) -> (u16, Value) {
+    let head = if session.is_empty() { String::new() } else { format!("X-Session-Id: {session}\r\n") };
+    let response = Response::read(daemon.send_with("POST", path, &head, &body.to_string()));
+    (response.status, response.json())
+}
+
+#[test]
+fn a_header_names_the_session_too() {
+    let daemon = Daemon::start("");
+    let ask = |session: &str, body: Value| post(&daemon, "/v1/chat/completions", session, &body);
+    assert_eq!(ask("s", json!({"messages": user("a")})).1["session"], json!({"id": "s", "known_messages": 0}));
+    let (_, second) = ask("s", json!({"messages": user("b"), "session": {"id": "s", "resume": true}}));
+    assert_eq!((content(&second), &second["session"]["known_messages"]), ("You said: a|You said: a|b", &json!(2)));
+    let plain = Response::read(daemon.send_with("POST", "/v1/prompt", "X-Session-Id: s\r\n", "c"));
+    assert!(plain.head.contains("x-session-known-messages: 4") && plain.body.ends_with("b|c"), "{plain:?}");
+    let long = "x".repeat(129);
+    for (header, own) in [("a b", Value::Null), (&long, Value::Null), ("\u{e9}", Value::Null), ("s", json!("t"))] {
+        let (status, error) = ask(header, json!({"messages": user("a"), "session": own}));
+        assert_eq!((status, &error["error"]["param"]), (400, &json!("session")), "{header}");
+    }
+    // The header is a part of what a key stands for.
+    for (session, status) in [("u", 200), ("v", 422), ("u", 200)] {
+        let head = format!("Idempotency-Key: k\r\nX-Session-Id: {session}\r\n");
+        let sent = daemon.send_with("POST", "/v1/chat/completions", &head, &daemon.chat("d", ""));
+        assert_eq!(Response::read(sent).status, status, "{session}");
+    }
+    assert_eq!(ask("u", json!({"messages": user("e")})).1["session"]["known_messages"], 2);
+    assert_eq!(ask("v", json!({"messages": user("e")})).1["session"]["known_messages"], 0);
+}
+
+#[test]
+fn responses_continue_sessions() {
+    let daemon = Daemon::start("");
+    let ask = |body: Value| post(&daemon, "/v1/responses", "", &body);
+    let said = |response: &Value| response["output"][0]["content"][0]["text"].as_str().map(str::to_owned);
+    let (_, first) = ask(json!({"input": "a", "instructions": "i", "session": "s"}));
+    assert_eq!(first["session"], json!({"id": "s", "known_messages": 0}), "{first}");
+    let (_, second) = post(&daemon, "/v1/responses", "s", &json!({"input": "b"}));
+    assert_eq!(said(&second).as_deref(), Some("You said: i|a|You said: i|a|b"));
+    assert_eq!(second["session"]["known_messages"], 3);
+    // In a stream; what failed is no part of it, and chat continues the same conversation.
+    assert_eq!(ask(json!({"input": "@fail", "session": "s"})).0, 500);
+    let streamed = daemon.post("/v1/responses", &json!({"input": "c", "session": "s", "stream": true}).to_string());
+    assert_eq!(streamed.body.matches(r#""session":{"id":"s","known_messages":5}"#).count(), 3, "{streamed:?}");
+    let (_, chat) = chat(&daemon.socket, &json!({"messages": user("d"), "session": "s"}));
+    assert_eq!(chat["session"]["known_messages"], 7, "{chat}");
+    // Calls and their results, by the ids that the response told.
+    let tools = json!([{"type": "function", "name": "set_light"}]);
+    let (_, called) = ask(json!({"input": "@call", "tools": tools, "session": "t"}));
+    let call = &called["output"][0]["call_id"];
+    let result = json!([{"type": "function_call_output", "call_id": call, "output": "done"}]);
+    let (status, after) = ask(json!({"input": result, "session": "t"}));
+    assert_eq!((status, said(&after).as_deref()), (200, Some("You said: @call||done")), "{after}");
+    assert!(ask(json!({"input": "a", "session": {"id": "u", "resume": true}})).0 == 410);
+    for name in ["previous_response_id", "conversation"] {
+        let (status, error) = ask(json!({"input": "a", name: "resp_1"}));
+        assert_eq!((status, &error["error"]["param"]), (400, &json!(name)));
+        assert!(error["error"]["message"].as_str().expect("text").contains("`session`"), "{error}");
+    }
 }
 
 #[test]

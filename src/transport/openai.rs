@@ -99,17 +99,37 @@ pub struct Session {
 /// Longest name of a session.
 const MAX_SESSION: usize = 128;
 
+fn is_session(id: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    (1..=MAX_SESSION).contains(&id.len()) && id.bytes().all(known)
+}
+
 impl Session {
+    /// The session that a header names, or what the request says itself; both have to name the same one.
+    ///
+    /// # Errors
+    ///
+    /// When the header is no name of a session, or that of another one.
+    pub fn or(header: Option<&[u8]>, own: Option<Session>) -> Result<Option<Session>, InputError> {
+        let Some(header) = header else { return Ok(own) };
+        let id = std::str::from_utf8(header).ok().filter(|id| is_session(id)).ok_or_else(|| {
+            let message = format!("X-Session-Id: expected a name of 1 to {MAX_SESSION} letters, digits and -_.:");
+            InputError::new("session", message)
+        })?;
+        if own.as_ref().is_some_and(|own| own.id != id) {
+            return Err(InputError::new("session", "session: another one than that of the header X-Session-Id"));
+        }
+        Ok(own.or_else(|| Some(Session { id: id.to_owned(), resume: false })))
+    }
+
     /// Takes `session`: a name, or an object with `id` and `resume`.
     ///
     /// # Errors
     ///
     /// When it is something else.
     pub fn take(fields: &mut Fields) -> Result<Option<Session>, InputError> {
-        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-        let good = |id: &&str| (1..=MAX_SESSION).contains(&id.len()) && id.bytes().all(known);
         let Some(value) = fields.take("session") else { return Ok(None) };
-        let id = value.as_str().or_else(|| value["id"].as_str()).filter(good);
+        let id = value.as_str().or_else(|| value["id"].as_str()).filter(|id| is_session(id));
         let resume = match &value["resume"] {
             Value::Null => Some(false),
             other => other.as_bool(),

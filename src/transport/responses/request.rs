@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::super::fields::{Fields, MAX_MESSAGES, format, unsupported, wrong};
-use super::super::openai::{refuse, thinking};
+use super::super::openai::{Session, refuse, thinking};
 use super::super::tools::{self, Shape};
 use crate::scheduler::backend::{Input, InputError, MAX_TOP, Sampling};
 
@@ -11,10 +11,7 @@ use crate::scheduler::backend::{Input, InputError, MAX_TOP, Sampling};
 const MAX_METADATA: usize = 16;
 
 /// Fields that change the answer in ways this daemon does not offer, and the values that are harmless.
-const UNSUPPORTED: [(&str, &[&str]); 9] = [
-    // What would have to be kept between requests.
-    ("previous_response_id", &[]),
-    ("conversation", &[]),
+const UNSUPPORTED: [(&str, &[&str]); 7] = [
     ("background", &["false"]),
     ("prompt", &[]),
     ("context_management", &["[]"]),
@@ -23,6 +20,9 @@ const UNSUPPORTED: [(&str, &[&str]); 9] = [
     ("moderation", &[]),
     ("modalities", &["[\"text\"]"]),
 ];
+
+/// Names of what OpenAI keeps between requests.
+const KEPT: [&str; 2] = ["previous_response_id", "conversation"];
 
 /// A parsed request.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +33,8 @@ pub struct ResponsesRequest {
     pub sampling: Sampling,
     /// Whether the answer is wanted in pieces.
     pub stream: bool,
+    /// The conversation that it continues.
+    pub session: Option<Session>,
     /// What the answer repeats of the request.
     pub echo: Map<String, Value>,
 }
@@ -46,6 +48,12 @@ impl ResponsesRequest {
     pub fn parse(body: &[u8]) -> Result<ResponsesRequest, InputError> {
         let mut fields = Fields::parse(body)?;
         refuse(&mut fields, &UNSUPPORTED)?;
+        if let Some(name) = KEPT.iter().find(|name| fields.get(name).is_some()) {
+            let message =
+                format!("{name}: not supported, responses are not stored; name the conversation in `session`");
+            return Err(InputError::new(*name, message));
+        }
+        let session = Session::take(&mut fields)?;
         let stream = fields.flag("stream")?.unwrap_or(false);
         // Nothing is ever stored, whatever is wished.
         fields.flag("store")?;
@@ -84,6 +92,7 @@ impl ResponsesRequest {
             input: Input::Chat { messages, tools: declared, enable_thinking },
             sampling,
             stream,
+            session,
             echo,
         })
     }
@@ -385,6 +394,7 @@ mod tests {
             (json!({"input": "a", "previous_response_id": "resp_1"}), "previous_response_id"),
             (json!({"input": "a", "conversation": "c"}), "conversation"),
             (json!({"input": "a", "background": true}), "background"),
+            (json!({"input": "a", "session": "a b"}), "session"),
             (json!({"input": "a", "truncation": "auto"}), "truncation"),
             (json!({"input": "a", "store": 1}), "store"),
             (json!({"input": "a", "include": ["file_search_call.results"]}), "include[0]"),

@@ -25,13 +25,22 @@ use crate::scheduler::{Answer, Failure, Update};
 /// How many messages of a session were known, where the body has no place to say it.
 const SESSION_KNOWN: &str = "x-session-known-messages";
 
+/// The session that a request continues, if it says so by a header.
+pub(super) const SESSION_ID: &str = "x-session-id";
+
+fn session_header(request: &HttpRequest) -> Option<Vec<u8>> {
+    request.headers().get(SESSION_ID).map(|name| name.as_bytes().to_vec())
+}
+
 /// `POST /v1/chat/completions`.
 pub(super) async fn chat(
     State(service): State<Service>,
     Extension(name): Extension<Name>,
     request: HttpRequest,
 ) -> Result<Response, Refusal> {
-    let chat = ChatRequest::parse_with(&service.body(request).await?, &service.presets())?;
+    let header = session_header(&request);
+    let mut chat = ChatRequest::parse_with(&service.body(request).await?, &service.presets())?;
+    chat.session = Session::or(header.as_deref(), chat.session)?;
     answer(&service, &name, chat, Kind::Chat).await
 }
 
@@ -51,15 +60,24 @@ pub(super) async fn response(
     Extension(name): Extension<Name>,
     request: HttpRequest,
 ) -> Result<Response, Refusal> {
-    let wanted = ResponsesRequest::parse(&service.body(request).await?)?;
+    let header = session_header(&request);
+    let mut wanted = ResponsesRequest::parse(&service.body(request).await?)?;
+    let session = Session::or(header.as_deref(), wanted.session)?;
     let words = wanted.sampling.logprobs.map(|_| Arc::clone(&service.model().vocabulary));
-    let waiting = service.submit(&name, wanted.input, wanted.sampling)?;
-    let output = Output::new(name.id, unix_time(), service.model().name.clone(), wanted.echo, words);
+    let (lease, input) = service.go_on(session, wanted.input)?;
+    if let Some(lease) = &lease {
+        wanted.echo.insert("session".into(), lease.told());
+    }
+    let waiting = service.submit(&name, input, wanted.sampling).map_err(renamed)?;
+    let output = Output::new(name.id.clone(), unix_time(), service.model().name.clone(), wanted.echo, words);
     if wanted.stream {
         let first = first_update(&waiting).await.map_err(renamed)?;
-        return Ok(events(AnswerBody::new(waiting, first, ResponseEvents(output))));
+        return Ok(events(AnswerBody::new(waiting, first, ResponseEvents(output)).continuing(lease, &name.id)));
     }
     let answer = whole(&waiting).await.map_err(renamed)?;
+    if let Some(lease) = lease {
+        lease.answered(&answer, &name.id);
+    }
     Ok(json_response(200, &output.whole(&answer)))
 }
 
@@ -125,7 +143,7 @@ pub(super) async fn prompt(
     let Query(query) = query.map_err(|error| InputError { message: format!("query: {error}"), param: None })?;
     let mut fields = query_fields(query)?;
     let most = service.presets().apply(&mut fields)?;
-    let session = Session::take(&mut fields)?;
+    let session = Session::or(session_header(&request).as_deref(), Session::take(&mut fields)?)?;
     let raw = fields.flag("raw")?.unwrap_or(false);
     let system = fields.text("system")?;
     let mut sampling = fields.sampling()?;

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::answers::SESSION_ID;
 use super::refusal::Refusal;
 use super::service::Service;
 use crate::scheduler::backend::InputError;
@@ -50,7 +51,7 @@ pub(super) struct Peer(pub(super) Option<u32>);
 struct Asked {
     peer: Peer,
     key: String,
-    /// Of path, query and body.
+    /// Of path, query, session by header, and body.
     digest: [u8; 32],
 }
 
@@ -160,6 +161,9 @@ pub(super) async fn once(
     let mut digest = Sha256::new();
     digest.update((target.len() as u64).to_le_bytes());
     digest.update(target);
+    let session = parts.headers.get(SESSION_ID).map_or(&[][..], |name| name.as_bytes());
+    digest.update((session.len() as u64).to_le_bytes());
+    digest.update(session);
     digest.update(&body);
     let asked = Asked { peer, key, digest: digest.finalize().into() };
     let start = || {
