@@ -123,6 +123,8 @@ fn terminate(child: &Child) {
 #[test]
 fn a_directory_is_packed_once_and_again_when_it_changes() {
     let place = Place::new();
+    place.answer("tiny", "pack = false");
+    assert!(place.copies().is_empty());
     let (said, log) = place.answer("tiny", "");
     assert!(log.contains("packing the model, once") && log.contains("packed"), "{log}");
     let first = place.only("tiny");
