@@ -52,7 +52,7 @@ fn a_packed_model_is_the_same_model() {
 #[test]
 fn a_packed_file_is_a_safetensors_file_with_its_large_tensors_at_pages() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, file) = packed(dir.path());
+    let (model, file) = packed(dir.path());
     let bytes = fs::read(&file).unwrap();
     let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let (mut at_pages, mut last_hot, mut first_table) = (0, 0, usize::MAX);
@@ -70,6 +70,20 @@ fn a_packed_file_is_a_safetensors_file_with_its_large_tensors_at_pages() {
     }
     assert!(at_pages > 20, "{at_pages} tensors of a page or more");
     assert!(last_hot < first_table, "tables come last");
+    // Rows that fill chunks take turns, four at a time; the directory has them one after the other.
+    let published = fs::read(model.join("model.safetensors")).unwrap();
+    let published = safetensors::SafeTensors::deserialize(&published).unwrap();
+    let mut in_turns = 0;
+    for (name, view) in published
+        .iter()
+        .filter(|(name, view)| name.ends_with("_proj.weight") && view.shape()[0] % 4 == 0 && view.shape()[1] % 64 == 0)
+    {
+        let Ok(packed) = parsed.tensor(name) else { continue };
+        let row = view.shape()[1];
+        assert_eq!(packed.data()[64..128], view.data()[row..row + 64], "{name}");
+        in_turns += 1;
+    }
+    assert!(in_turns > 3, "{in_turns} projections in turns");
     let config = Checkpoint::open(&file).unwrap().config;
     let sharing = config.layers.iter().position(|layer| !layer.owns_cache).expect("a layer that shares a cache");
     let names = parsed.names();
@@ -142,10 +156,10 @@ fn what_is_damaged_or_no_packed_model_is_refused() {
     refused(&[v, &bad], &["bad.ember", "truncated"]);
     refused(&[i, &bad], &["bad.ember", "truncated"]);
     // A later version.
-    let text = b"\"version\":\"1\"";
+    let text = b"\"version\":\"2\"";
     let at = bytes.windows(text.len()).position(|window| window == text).unwrap();
     let mut later = bytes.clone();
-    later[at + text.len() - 2] = b'2';
+    later[at + text.len() - 2] = b'3';
     fs::write(&bad, &later).unwrap();
     refused(&[i, &bad], &["bad.ember", "version", "pack the checkpoint again"]);
 }

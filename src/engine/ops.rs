@@ -4,7 +4,7 @@ use crate::engine::checkpoint::weights::{Bf16Matrix, Linear};
 use std::ops::Range;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use crate::kernels::contract::{Kernels, Planes, aligned, plane_stride};
+use crate::kernels::contract::{Kernels, Planes, aligned, plane_stride, plane_stride_apart};
 use crate::kernels::math::round_clip;
 use crate::parallel::Pool;
 use crate::stats::{Projection, Stats};
@@ -170,7 +170,8 @@ impl Compute {
     /// Static activation rounding of `x` `[tokens, k]` for the projection `w`.
     fn quantize<'q>(&self, w: &Linear, x: &[f32], out: &'q mut Quantized) -> Planes<'q> {
         let (tokens, planes) = (x.len() / w.k, w.bits.planes());
-        let len = planes * plane_stride(w.k, planes);
+        let stride = if tokens == 1 { plane_stride_apart } else { plane_stride };
+        let len = planes * stride(w.k, planes);
         let q = aligned(&mut out.q, tokens * len);
         let sums: Vec<AtomicI32> = (0..tokens).map(|_| AtomicI32::new(0)).collect();
         self.pool.items_into(q, len, |_, t, q| {

@@ -13,11 +13,13 @@ use sha2::{Digest, Sha256};
 
 use super::bytes::Bytes;
 use super::checkpoint::error::{CheckpointError, Problem};
+use super::checkpoint::header::Dtype;
 use super::checkpoint::source::{ALIGN, FORMAT, OWN, Source, VERSION};
 use super::checkpoint::{Checkpoint, names, output};
 use super::pinned;
 use super::template::{self, ChatTemplate, TemplateError};
 use super::tokenizer::{Tokenizer, TokenizerError};
+use crate::kernels::contract::{GROUP, Layout};
 
 /// Name of the checksum's tensor, after [`OWN`].
 const CHECKSUM: &str = "sha256";
@@ -142,6 +144,24 @@ struct Planned {
     dtype: &'static str,
     shape: Vec<usize>,
     data: Bytes,
+    /// How it is written; it is read in rows.
+    layout: Layout,
+}
+
+impl Planned {
+    /// Gives `write` all of it, about [`PIECE`] bytes at a time.
+    fn pieces(&self, mut write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let &[_, row] = self.shape.as_slice() else { return self.data.chunks(PIECE).try_for_each(write) };
+        if self.layout == Layout::Rows {
+            return self.data.chunks(PIECE).try_for_each(write);
+        }
+        let mut groups = vec![0; (PIECE / (GROUP * row)).max(1) * GROUP * row];
+        self.data.chunks(groups.len()).try_for_each(|rows| {
+            let groups = &mut groups[..rows.len()];
+            Layout::group(rows, row, groups);
+            write(groups)
+        })
+    }
 }
 
 /// Packs the checkpoint in the directory `from` into the file `to`, which appears complete or not at all; the same checkpoint
@@ -177,6 +197,7 @@ pub fn pack(from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Resul
         dtype: "U8",
         shape: vec![data.len()],
         data: data.to_vec().into(),
+        layout: Layout::Rows,
     });
     let (hot, lookups): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|tensor| rank(&tensor.name).0 < TABLES);
     let plan = aligned(hot.into_iter().chain(tables).chain(lookups));
@@ -191,19 +212,20 @@ pub fn pack(from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Resul
 
     output::atomically(to, |out| {
         let (mut hash, mut done, mut synced) = (Sha256::new(), 0, 0);
-        for data in std::iter::once(head.as_slice()).chain(plan.iter().map(|tensor| &*tensor.data)) {
-            for piece in data.chunks(PIECE) {
-                hash.update(piece);
-                out.write_all(piece)?;
-                done += piece.len() as u64;
-                if done - synced >= SYNC {
-                    out.flush()?;
-                    out.get_ref().sync_data()?;
-                    synced = done;
-                }
-                progress(done, total);
+        let mut write = |piece: &[u8]| {
+            hash.update(piece);
+            out.write_all(piece)?;
+            done += piece.len() as u64;
+            if done - synced >= SYNC {
+                out.flush()?;
+                out.get_ref().sync_data()?;
+                synced = done;
             }
-        }
+            progress(done, total);
+            Ok(())
+        };
+        write(&head)?;
+        plan.iter().try_for_each(|tensor| tensor.pieces(&mut write))?;
         out.write_all(&hash.finalize())?;
         progress(total, total);
         Ok(())
@@ -256,7 +278,12 @@ fn weights(source: &Source, checkpoint: &Checkpoint) -> Result<Vec<Planned>, Pac
     let planned = used.into_iter().filter_map(|name| {
         let tensor = tensors.get(name)?;
         let (dtype, shape) = (tensor.entry.dtype.name(), tensor.entry.shape.clone());
-        Some(Planned { name: name.to_owned(), dtype, shape, data: tensor.bytes })
+        // Codes of projections: the kernels read them by groups. Those of embeddings have another name.
+        let layout = match (tensor.entry.dtype, shape.as_slice()) {
+            (Dtype::U8 | Dtype::I8, &[rows, bytes]) if name.ends_with(".weight") => Layout::of(rows, bytes),
+            _ => Layout::Rows,
+        };
+        Some(Planned { name: name.to_owned(), dtype, shape, data: tensor.bytes, layout })
     });
     Ok(planned.collect())
 }
@@ -291,7 +318,7 @@ fn aligned(tensors: impl Iterator<Item = Planned>) -> Vec<Planned> {
         let gap = (u64::next_multiple_of(at, align) - at) as usize;
         if gap > 0 {
             let (name, data) = (format!("{OWN}padding.{pads}"), vec![0; gap].into());
-            plan.push(Planned { name, dtype: "U8", shape: vec![gap], data });
+            plan.push(Planned { name, dtype: "U8", shape: vec![gap], data, layout: Layout::Rows });
             pads += 1;
         }
         at += gap as u64 + len;

@@ -22,6 +22,14 @@
 //! A row of `k` codes of `bits` bits takes `k * bits / 8` bytes; the first value of a row sits in the lowest bits of its
 //! first byte. 2-bit and 4-bit codes are unsigned with an offset (2 and 8), 8-bit codes are two's complement.
 //!
+//! Rows follow one another as they are published ([`Layout::Rows`]), or [`GROUP`] of them take turns every [`CHUNK`] bytes
+//! ([`Layout::Groups`]): the kernels take four rows at a time, and read one stream of memory then.
+//!
+//! ```text
+//! rows     0: c0 c1 c2 … | 1: c0 c1 c2 … | 2: c0 c1 c2 … | 3: c0 c1 c2 … | 4: …
+//! groups   0: c0 | 1: c0 | 2: c0 | 3: c0 | 0: c1 | 1: c1 | 2: c1 | 3: c1 | 0: c2 …
+//! ```
+//!
 //! # Planes
 //!
 //! Field `p` of consecutive bytes holds the values `p, p + P, p + 2P, …` with `P = 8 / bits` fields in a byte. The
@@ -30,7 +38,7 @@
 //!
 //! ```text
 //! 2 bits, k = 16:  bytes   [ 3 2 1 0 ] [ 7 6 5 4 ] [ 11 10 9 8 ] [ 15 14 13 12 ]     (element numbers, high bits left)
-//!                  plane 0   0 4 8 12 | zeros up to the stride
+//!                  plane 0   0 4 8 12 | zeros up to a multiple of PLANE_ALIGN, then anything up to the stride
 //!                  plane 1   1 5 9 13 | …
 //! ```
 
@@ -41,6 +49,12 @@ pub const LANES: usize = 16;
 
 /// Planes are padded with zeros to a multiple of this many bytes: the widest vector register.
 pub const PLANE_ALIGN: usize = 64;
+
+/// Rows that take turns in [`Layout::Groups`].
+pub const GROUP: usize = 4;
+
+/// Bytes of a row between two turns.
+pub const CHUNK: usize = 64;
 
 /// Longest row that the integer kernels accept: `2^16` products of at most `2^14` stay inside an `i32`.
 pub const MAX_K: usize = 1 << 16;
@@ -96,12 +110,47 @@ impl Bits {
     }
 }
 
+/// The order of packed weights in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Row after row.
+    Rows,
+    /// [`CHUNK`] bytes of each of [`GROUP`] rows by turns.
+    Groups,
+}
+
+impl Layout {
+    /// [`Layout::Groups`] for those matrices that it can hold: whole groups of whole chunks.
+    pub const fn of(rows: usize, row_bytes: usize) -> Layout {
+        if rows.is_multiple_of(GROUP) && row_bytes.is_multiple_of(CHUNK) { Layout::Groups } else { Layout::Rows }
+    }
+
+    /// Writes whole groups of `rows`, which follow one another, to `groups`, in turns.
+    pub fn group(rows: &[u8], row_bytes: usize, groups: &mut [u8]) {
+        assert!(row_bytes.is_multiple_of(CHUNK) && rows.len() == groups.len());
+        for (rows, group) in rows.chunks_exact(GROUP * row_bytes).zip(groups.chunks_exact_mut(GROUP * row_bytes)) {
+            for (i, turn) in group.chunks_exact_mut(CHUNK).enumerate() {
+                turn.copy_from_slice(&rows[i % GROUP * row_bytes + i / GROUP * CHUNK..][..CHUNK]);
+            }
+        }
+    }
+
+    /// Of rows of `row_bytes` bytes: bytes from a row to the next of its group, and from a chunk to the next of its row.
+    const fn strides(self, row_bytes: usize) -> (usize, usize) {
+        match self {
+            Layout::Rows => (row_bytes, CHUNK),
+            Layout::Groups => (CHUNK, GROUP * CHUNK),
+        }
+    }
+}
+
 /// Consecutive rows of packed weights, `[rows, k * bits / 8]` bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Codes<'a> {
     bytes: &'a [u8],
     bits: Bits,
     k: usize,
+    layout: Layout,
 }
 
 impl<'a> Codes<'a> {
@@ -109,11 +158,14 @@ impl<'a> Codes<'a> {
     ///
     /// # Panics
     ///
-    /// When `k` is not a positive multiple of 16 up to [`MAX_K`], or `bytes` is not a whole number of rows.
-    pub fn new(bytes: &'a [u8], bits: Bits, k: usize) -> Codes<'a> {
+    /// When `k` is not a positive multiple of 16 up to [`MAX_K`], or `bytes` is not a whole number of rows, or of groups.
+    pub fn new(bytes: &'a [u8], bits: Bits, k: usize, layout: Layout) -> Codes<'a> {
         assert!(k > 0 && k.is_multiple_of(LANES) && k <= MAX_K, "row length {k}");
-        assert!(bytes.len().is_multiple_of(bits.row_bytes(k)), "{} bytes in rows of {k}", bytes.len());
-        Codes { bytes, bits, k }
+        let row_bytes = bits.row_bytes(k);
+        assert!(bytes.len().is_multiple_of(row_bytes), "{} bytes in rows of {k}", bytes.len());
+        let groups = Layout::of(bytes.len() / row_bytes, row_bytes) == Layout::Groups;
+        assert!(layout == Layout::Rows || groups, "{} bytes in groups of rows of {k}", bytes.len());
+        Codes { bytes, bits, k, layout }
     }
 
     /// Width of a code.
@@ -136,26 +188,103 @@ impl<'a> Codes<'a> {
         self.bits.row_bytes(self.k)
     }
 
-    /// All rows, `rows() * row_bytes()` bytes.
+    /// [`CHUNK`] bytes of row `r` from `at` on, a multiple of that; fewer at the end of a row.
+    ///
+    /// # Panics
+    ///
+    /// When the row has none there.
+    #[inline]
+    pub fn chunk(&self, r: usize, at: usize) -> &'a [u8] {
+        let len = self.row_bytes();
+        let group = if self.layout == Layout::Groups { GROUP } else { 1 };
+        let (row, chunk) = self.layout.strides(len);
+        &self.bytes[r / group * group * len + r % group * row + at / CHUNK * chunk..][..CHUNK.min(len - at)]
+    }
+
+    /// The chunks of row `r`, in order.
+    pub fn chunks(self, r: usize) -> impl Iterator<Item = &'a [u8]> {
+        (0..self.row_bytes()).step_by(CHUNK).map(move |at| self.chunk(r, at))
+    }
+
+    /// The rows of `range`.
+    ///
+    /// # Panics
+    ///
+    /// When they are not there, or begin or end within a group.
+    pub fn slice(&self, range: Range<usize>) -> Codes<'a> {
+        let n = self.row_bytes();
+        Codes::new(&self.bytes[range.start * n..range.end * n], self.bits, self.k, self.aligned(range.start))
+    }
+
+    /// The `R` rows from `r` on: one, where rows follow one another, or a group.
+    ///
+    /// # Panics
+    ///
+    /// When they are not there, or not the whole of a group.
+    #[inline]
+    pub fn rows_of<const R: usize>(&self, r: usize) -> RowsOf<'a, R> {
+        let n = self.row_bytes();
+        assert!(self.aligned(r) == Layout::Rows || R == GROUP, "{R} rows of a group");
+        RowsOf { bytes: &self.bytes[r * n..][..R * n], row_bytes: n, layout: self.layout }
+    }
+
+    /// The layout, after a look at row `r`, with which something begins.
+    #[inline]
+    fn aligned(&self, r: usize) -> Layout {
+        assert!(self.layout == Layout::Rows || r.is_multiple_of(GROUP), "row {r} within a group");
+        self.layout
+    }
+}
+
+/// Bytes of `R` consecutive rows, as they stand in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsOf<'a, const R: usize> {
+    bytes: &'a [u8],
+    row_bytes: usize,
+    layout: Layout,
+}
+
+impl<'a, const R: usize> RowsOf<'a, R> {
+    /// All of them, `R * row_bytes()`.
+    #[inline]
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// The bytes of row `r`.
-    pub fn row(&self, r: usize) -> &'a [u8] {
-        &self.bytes[r * self.row_bytes()..][..self.row_bytes()]
+    /// Bytes in a row.
+    #[inline]
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
     }
 
-    /// The rows of `range`.
-    pub fn slice(&self, range: std::ops::Range<usize>) -> Codes<'a> {
-        let n = self.row_bytes();
-        Codes { bytes: &self.bytes[range.start * n..range.end * n], ..*self }
+    /// Bytes from a row to the next, and from a chunk to the next of its row: of every `at` that is a multiple of [`CHUNK`],
+    /// `at + CHUNK <= row_bytes()`, and `r < R`, the chunk at `r * row + at / CHUNK * chunk` is inside of `bytes()`.
+    #[inline]
+    pub fn strides(&self) -> (usize, usize) {
+        self.layout.strides(self.row_bytes)
+    }
+
+    /// What row `r` has after its last whole chunk: fewer than [`CHUNK`] bytes, none in groups.
+    #[inline]
+    pub fn rest(&self, r: usize) -> &'a [u8] {
+        let whole = self.row_bytes / CHUNK * CHUNK;
+        match self.layout {
+            Layout::Rows => &self.bytes[r * self.row_bytes..][whole..self.row_bytes],
+            Layout::Groups => &[],
+        }
     }
 }
 
-/// Bytes from one plane to the next for vectors of `k` elements in `planes` planes.
+/// Least bytes from one plane to the next for vectors of `k` elements in `planes` planes.
 pub const fn plane_stride(k: usize, planes: usize) -> usize {
     (k / planes).next_multiple_of(PLANE_ALIGN)
+}
+
+/// As [`plane_stride`], with room between the planes, for a single vector that all weights pass by. One thread of a Zen 4 reads
+/// rows of 384 bytes at 25 GB/s then instead of 18, and of 3,072 bytes at 24 instead of 16; a gap of 256 bytes was not enough
+/// for all lengths, a wider one no better. Loads that follow four planes end to end seem to mislead its prefetchers.
+pub const fn plane_stride_apart(k: usize, planes: usize) -> usize {
+    plane_stride(k, planes) + if planes > 1 { 8 * PLANE_ALIGN } else { 0 }
 }
 
 /// `len` bytes of `memory`, which grows as it must, from a multiple of [`PLANE_ALIGN`] on: the loads of a vector register
@@ -167,24 +296,29 @@ pub fn aligned(memory: &mut Vec<i8>, len: usize) -> &mut [i8] {
     &mut memory[start..start + len]
 }
 
-/// Quantized activations of some tokens: `[tokens, planes, plane_stride]` int8, and `Σ q` per token.
+/// Quantized activations of some tokens: `[tokens, planes, stride]` int8, and `Σ q` per token.
 #[derive(Clone, Copy, Debug)]
 pub struct Planes<'a> {
     q: &'a [i8],
     sums: &'a [i32],
     planes: usize,
+    stride: usize,
     k: usize,
 }
 
 impl<'a> Planes<'a> {
-    /// `q` as [`Kernels::quantize`] wrote it, token after token, with the sums that it returned.
+    /// `q` as [`Kernels::quantize`] wrote it, token after token, with the sums that it returned. The length of `q` tells the
+    /// stride.
     ///
     /// # Panics
     ///
     /// When the lengths do not fit together.
     pub fn new(q: &'a [i8], sums: &'a [i32], planes: usize, k: usize) -> Planes<'a> {
-        assert_eq!(q.len(), sums.len() * planes * plane_stride(k, planes));
-        Planes { q, sums, planes, k }
+        let least = plane_stride(k, planes);
+        let stride = q.len().checked_div(sums.len() * planes).unwrap_or(least);
+        assert_eq!(q.len(), sums.len() * planes * stride);
+        assert!(stride >= least && stride.is_multiple_of(PLANE_ALIGN), "planes {stride} apart");
+        Planes { q, sums, planes, stride, k }
     }
 
     /// Number of vectors.
@@ -202,9 +336,9 @@ impl<'a> Planes<'a> {
         self.planes
     }
 
-    /// Bytes from one plane to the next; the bytes past `k / planes` are zero.
+    /// Bytes from one plane to the next; those past `k / planes` are zero up to [`plane_stride`].
     pub fn stride(&self) -> usize {
-        plane_stride(self.k, self.planes)
+        self.stride
     }
 
     /// All planes of token `t`, `planes() * stride()` bytes.
@@ -261,9 +395,10 @@ pub trait Kernels: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Static activation rounding: `q[i] = clamp(round_half_even(x[i] / step), -128, 127)`, stored in `planes` planes
-    /// with their padding zeroed. Returns `Σ q`.
+    /// each with zeros from its end up to [`plane_stride`]. Returns `Σ q`.
     ///
-    /// `q` has `planes * plane_stride(x.len(), planes)` bytes; `step` is positive.
+    /// `q` has `planes` times a stride of at least that, a multiple of [`PLANE_ALIGN`]; what is between the planes stays as it
+    /// is. `step` is positive.
     fn quantize(&self, x: &[f32], step: f32, planes: usize, q: &mut [i8]) -> i32;
 
     /// `acc[t * rows + r] = Σ_i (code[r][i] − offset) · q[t][i]`, exactly.
@@ -327,4 +462,56 @@ pub trait Kernels: Send + Sync {
     /// Does the set's integer multiply-adds on registers alone, `rounds` times over, and returns how many it did: the
     /// speed at which it does them is the peak that [`Kernels::dots`] can be compared with.
     fn peak(&self, rounds: u64) -> u64;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Byte `i` of row `r` is `r` in its high half and the number of its chunk in its low half.
+    fn rows(rows: usize, row_bytes: usize) -> Vec<u8> {
+        (0..rows).flat_map(|r| (0..row_bytes).map(move |i| (16 * r + i / CHUNK) as u8)).collect()
+    }
+
+    #[test]
+    fn rows_take_turns_in_groups() {
+        let rows = rows(8, 2 * CHUNK);
+        let mut groups = vec![0xff; rows.len()];
+        Layout::group(&rows, 2 * CHUNK, &mut groups);
+        let turns: Vec<u8> = groups.chunks(CHUNK).map(|turn| turn[0]).collect();
+        let first = [0x00, 0x10, 0x20, 0x30, 0x01, 0x11, 0x21, 0x31];
+        assert_eq!(turns, [first, first.map(|turn| turn + 0x40)].concat());
+        assert!(groups.chunks(CHUNK).all(|turn| turn.iter().all(|byte| *byte == turn[0])));
+
+        let codes = Codes::new(&groups, Bits::Eight, 2 * CHUNK, Layout::Groups);
+        for r in 0..8 {
+            let row: Vec<u8> = codes.chunks(r).flatten().copied().collect();
+            assert_eq!(row, rows[r * 2 * CHUNK..][..2 * CHUNK], "row {r}");
+        }
+        let last = codes.slice(4..8);
+        assert_eq!((last.rows(), last.chunk(1, CHUNK)[0]), (4, 0x51));
+        let (row, chunk) = codes.rows_of::<GROUP>(4).strides();
+        assert_eq!(codes.rows_of::<GROUP>(4).bytes()[2 * row + chunk], 0x61);
+        assert!(codes.rows_of::<GROUP>(4).rest(3).is_empty());
+    }
+
+    #[test]
+    fn rows_that_do_not_fill_groups_follow_one_another() {
+        assert_eq!(Layout::of(8, 2 * CHUNK), Layout::Groups);
+        for (number, row_bytes) in [(7, CHUNK), (8, CHUNK + 16), (2, CHUNK)] {
+            assert_eq!(Layout::of(number, row_bytes), Layout::Rows);
+            let rows = rows(number, row_bytes);
+            let codes = Codes::new(&rows, Bits::Eight, row_bytes, Layout::Rows);
+            let lengths: Vec<usize> = codes.chunks(1).map(<[u8]>::len).collect();
+            assert_eq!(lengths.iter().sum::<usize>(), row_bytes);
+            assert_eq!(codes.rows_of::<2>(0).rest(1).len(), row_bytes % CHUNK);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "within a group")]
+    fn a_group_is_not_cut() {
+        let rows = rows(8, CHUNK);
+        let _ = Codes::new(&rows, Bits::Eight, CHUNK, Layout::Groups).slice(2..6);
+    }
 }

@@ -3,14 +3,17 @@
 //! Every implementation calls these before it touches memory: the loads and stores of the SIMD files rely on them.
 //! A slice that does not fit is a mistake in the engine, never something that a file or a user can cause, so it panics.
 
-use super::contract::{Codes, LANES, Planes, plane_stride};
+use super::contract::{Codes, LANES, PLANE_ALIGN, Planes, plane_stride};
 
-/// For `quantize`.
+/// For `quantize`; returns the bytes from one plane to the next.
 #[track_caller]
-pub(super) fn quantize(x: &[f32], planes: usize, q: &[i8]) {
+pub(super) fn quantize(x: &[f32], planes: usize, q: &[i8]) -> usize {
     assert!(matches!(planes, 1 | 2 | 4), "{planes} planes");
     lanes(x.len());
-    assert_eq!(q.len(), planes * plane_stride(x.len(), planes), "planes");
+    let stride = q.len() / planes;
+    assert_eq!(q.len(), planes * stride, "planes");
+    assert!(stride >= plane_stride(x.len(), planes) && stride.is_multiple_of(PLANE_ALIGN), "planes {stride} apart");
+    stride
 }
 
 /// For `dots`: afterwards `x.stride() >= w.row_bytes()` and both hold `w.k()` elements.

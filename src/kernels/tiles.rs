@@ -8,7 +8,7 @@
 //! [`TOKENS`] at a time, in a loop of nothing but loads and products ([`Tiles::gemm`]). What a token brings from the
 //! second-level cache serves all rows of the block.
 
-use super::contract::{Bits, Codes, PLANE_ALIGN, Planes};
+use super::contract::{Bits, CHUNK, Codes, PLANE_ALIGN, Planes, RowsOf};
 use super::shapes;
 
 /// Rows of a tile.
@@ -23,9 +23,6 @@ const BLOCK_ROWS: usize = 16;
 /// Codes of a row in a block: 16 KiB for all rows.
 pub(super) const CODES: usize = 1024;
 
-/// Bytes that a prefetch is ahead of the memory at least.
-const AHEAD: usize = 4096;
-
 /// The inner product of an instruction set for one token.
 pub(super) trait Gemv: Copy {
     /// What its codes stand above their value; [`Bits::offset`] unless it makes signed bytes unsigned by flipping their
@@ -36,8 +33,8 @@ pub(super) trait Gemv: Copy {
 
     /// `Σ code · q` of each row with one token, codes not yet freed of their offset.
     ///
-    /// All rows have the same length; a token is `8 / BITS` planes of `stride` bytes (see [`check`]).
-    fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R];
+    /// A token is `8 / BITS` planes of `stride` bytes (see [`check`]).
+    fn gemv<const BITS: usize, const R: usize>(self, rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R];
 }
 
 /// The inner product of an instruction set for several tokens, where it goes by the blocks of this file.
@@ -82,12 +79,12 @@ fn one_token<S: Gemv, const BITS: usize>(set: S, w: Codes<'_>, x: Planes<'_>, ac
     let (token, stride) = (x.token(0), x.stride());
     let mut r = 0;
     while r + ROWS <= w.rows() {
-        let sums = set.gemv::<BITS, ROWS>(std::array::from_fn(|i| w.row(r + i)), token, stride);
+        let sums = set.gemv::<BITS, ROWS>(w.rows_of(r), token, stride);
         acc[r..r + ROWS].copy_from_slice(&sums);
         r += ROWS;
     }
     for (r, sum) in acc.iter_mut().enumerate().skip(r) {
-        [*sum] = set.gemv::<BITS, 1>([w.row(r)], token, stride);
+        [*sum] = set.gemv::<BITS, 1>(w.rows_of(r), token, stride);
     }
     let offset = S::offset(w.bits()) * x.sum(0);
     acc.iter_mut().for_each(|sum| *sum -= offset);
@@ -159,15 +156,19 @@ impl Block {
         let bytes = plane.min(w.row_bytes() - at);
         self.len = bytes.next_multiple_of(PLANE_ALIGN);
         for (r, codes) in rows.zip(self.codes.chunks_exact_mut(CODES)) {
-            let packed = &w.row(r)[at..at + bytes];
-            for (p, plane) in codes.chunks_exact_mut(plane).enumerate() {
-                let (filled, zeros) = plane[..self.len].split_at_mut(bytes);
-                match BITS {
-                    2 => filled.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte >> (2 * p) & 3),
-                    4 => filled.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte >> (4 * p) & 15),
-                    _ => filled.iter_mut().zip(packed).for_each(|(code, byte)| *code = *byte),
+            for from in (0..bytes).step_by(CHUNK) {
+                let packed = w.chunk(r, at + from);
+                for (p, plane) in codes.chunks_exact_mut(plane).enumerate() {
+                    let to = &mut plane[from..from + CHUNK];
+                    match (packed.as_array::<CHUNK>(), to.as_mut_array::<CHUNK>()) {
+                        // Of known lengths, which the compiler makes vectors of.
+                        (Some(packed), Some(to)) => unpack::<BITS>(packed, p, to),
+                        _ => {
+                            to.fill(0);
+                            unpack::<BITS>(packed, p, to);
+                        }
+                    }
                 }
-                zeros.fill(0);
             }
         }
     }
@@ -175,6 +176,16 @@ impl Block {
     #[inline(always)]
     fn tiles(&self) -> impl Iterator<Item = Unpacked<'_>> {
         self.codes.chunks_exact(ROWS * CODES).map(|codes| Unpacked { codes, len: self.len })
+    }
+}
+
+/// The codes of plane `p` of `packed`.
+#[inline(always)]
+fn unpack<const BITS: usize>(packed: &[u8], p: usize, to: &mut [u8]) {
+    match BITS {
+        2 => to.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte >> (2 * p) & 3),
+        4 => to.iter_mut().zip(packed).for_each(|(code, byte)| *code = byte >> (4 * p) & 15),
+        _ => to.iter_mut().zip(packed).for_each(|(code, byte)| *code = *byte),
     }
 }
 
@@ -214,19 +225,11 @@ impl<'a> Unpacked<'a> {
 
 /// What the loads of a `gemv` rely on; returns the length of a row.
 ///
-/// Rows are `len` bytes each, and every plane of the token can be read up to `len` rounded up to [`PLANE_ALIGN`].
+/// Every plane of the token can be read up to that length rounded up to [`PLANE_ALIGN`].
 #[inline]
-pub(super) fn check<const BITS: usize>(rows: &[&[u8]], token: &[i8], stride: usize) -> usize {
-    let len = rows[0].len();
-    assert!(rows.iter().all(|row| row.len() == len) && len <= stride && stride.is_multiple_of(PLANE_ALIGN));
+pub(super) fn check<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> usize {
+    let len = rows.row_bytes();
+    assert!(len <= stride && stride.is_multiple_of(PLANE_ALIGN));
     assert_eq!(token.len(), 8 / BITS * stride);
     len
-}
-
-/// What to ask the memory for while `bytes` of each of `rows` are multiplied: as much, in the order of the memory, of the rows
-/// that follow. A row of a few hundred bytes ends before the CPU has seen a stream in it.
-#[inline]
-pub(super) fn ahead<const R: usize>(rows: &[&[u8]; R], at: usize) -> *const u8 {
-    let len = R * rows[0].len().max(1);
-    rows[0].as_ptr().wrapping_add(AHEAD.next_multiple_of(len) + R * at)
 }

@@ -6,14 +6,19 @@ use super::files::{Tensor, Tensors};
 use super::header::Dtype;
 use super::names::Projection;
 use super::weights::{Bf16Data, Bf16Matrix, Floats, KvWeights, LayerPle, LayerWeights, Linear, Ple, Table, Weights};
-use crate::kernels::contract::Bits;
+use crate::kernels::contract::{Bits, Layout};
 
 // Codes, scales and BF16 values are used as they lie in the file.
 const _: () = assert!(cfg!(target_endian = "little"), "safetensors files are little-endian");
 
-/// Checks and collects all weights of the text model.
-pub(super) fn weights(config: &Config, tensors: &Tensors, prefix: &'static str) -> Result<Weights, CheckpointError> {
-    let loader = Loader { config, tensors, prefix };
+/// Checks and collects all weights of the text model; `packed` tells the layout of their codes.
+pub(super) fn weights(
+    config: &Config,
+    tensors: &Tensors,
+    prefix: &'static str,
+    packed: bool,
+) -> Result<Weights, CheckpointError> {
+    let loader = Loader { config, tensors, prefix, packed };
     let h = config.hidden;
     let l = config.layers.len();
     let ple = match config.ple_dim {
@@ -67,6 +72,7 @@ struct Loader<'a> {
     config: &'a Config,
     tensors: &'a Tensors,
     prefix: &'static str,
+    packed: bool,
 }
 
 impl<'a> Loader<'a> {
@@ -125,8 +131,10 @@ impl<'a> Loader<'a> {
             let name = format!("{module}.{side}_activation_scale");
             self.floats(&name, &[&[], &[1]], Sign::NotNegative).map(|step| step.get(0))
         };
+        let layout = if self.packed { Layout::of(n, bits.row_bytes(k)) } else { Layout::Rows };
         Ok(Linear {
             codes: codes.bytes,
+            layout,
             bits,
             n,
             k,

@@ -72,7 +72,7 @@ impl Checkpoint {
         };
         let tensors = source.tensors()?;
         let prefix = names::prefix(|name| tensors.get(name).is_some());
-        let weights = load::weights(&config, &tensors, prefix)?;
+        let weights = load::weights(&config, &tensors, prefix, source.is_packed())?;
         Ok(Checkpoint { config, generation, weights, prefix, file_bytes: tensors.file_bytes() })
     }
 }

@@ -1,7 +1,7 @@
 //! Where a model lies: a Hugging Face directory, or one packed file.
 //!
 //! A packed file is a safetensors file with the text model's tensors as they are in the directory, those of a page or more at
-//! multiples of [`ALIGN`]. The directory's texts stand in its metadata under the names of their files, and the tokenizer in tensors of
+//! multiples of [`ALIGN`], and the codes of projections in the layout that [`Layout::of`] names. The directory's texts stand in its metadata under the names of their files, and the tokenizer in tensors of
 //! its own, as it is used. `emberd pack` writes it.
 
 use std::io::ErrorKind;
@@ -11,6 +11,8 @@ use super::error::{CheckpointError, Problem};
 use super::files::{self, Tensors};
 use super::header::Metadata;
 use crate::engine::bytes::Bytes;
+#[cfg(doc)]
+use crate::kernels::contract::Layout;
 
 /// Where tensors of that size begin in a packed file: the largest page that a Pi's kernel uses.
 pub const ALIGN: u64 = 16 << 10;
@@ -19,7 +21,7 @@ pub const ALIGN: u64 = 16 << 10;
 pub const FORMAT: &str = "ember";
 
 /// `version` in the metadata; another one is refused.
-pub const VERSION: &str = "1";
+pub const VERSION: &str = "2";
 
 /// Starts the names of tensors that are not the model's.
 pub const OWN: &str = "ember.";

@@ -1,12 +1,13 @@
 //! The weights as the model uses them: codes in place in the mapped file, small vectors as `f32`.
 
 use crate::engine::bytes::Bytes;
-use crate::kernels::contract::{Bits, Codes};
+use crate::kernels::contract::{Bits, Codes, Layout};
 
 /// A quantized projection, `[n, k]`: `y = round_clip(W · round_clip(x, input_step), output_step)`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     pub(super) codes: Bytes,
+    pub(super) layout: Layout,
     /// Width of a code.
     pub bits: Bits,
     /// Output channels.
@@ -24,7 +25,7 @@ pub struct Linear {
 impl Linear {
     /// All rows.
     pub fn codes(&self) -> Codes<'_> {
-        Codes::new(&self.codes, self.bits, self.k)
+        Codes::new(&self.codes, self.bits, self.k, self.layout)
     }
 }
 

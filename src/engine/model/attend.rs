@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::engine::kv_cache::{BLOCK, Codes, KvCache, Stored};
-use crate::kernels::contract::{self, Bits, Kernels, Planes, Softmax, Split, Weights, plane_stride};
+use crate::kernels::contract::{self, Bits, Kernels, Layout, Planes, Softmax, Split, Weights, plane_stride};
 
 /// Queries that go over the keys together.
 const QUERIES: usize = 32;
@@ -121,11 +121,17 @@ impl Layer<'_> {
             // Between the first and the last slot that any of the tokens sees.
             let seen = tile.tokens.clone().flat_map(live).filter(|slots| !slots.is_empty());
             let Some(slots) = seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else { continue };
-            let keys = contract::Codes::new(bytemuck::cast_slice(codes.keys(block, slots.clone())), Bits::Eight, d);
+            let keys = contract::Codes::new(
+                bytemuck::cast_slice(codes.keys(block, slots.clone())),
+                Bits::Eight,
+                d,
+                Layout::Rows,
+            );
             memory.sums.resize(2 * n * slots.len(), 0);
             on.dots(keys, Planes::new(&memory.q, &memory.q_sums, 1, d), &mut memory.sums);
             memory.weigh(on, tile.queries().map(|(t, _)| live(t)), &slots);
-            let values = contract::Codes::new(bytemuck::cast_slice(codes.values(block)), Bits::Eight, BLOCK);
+            let values =
+                contract::Codes::new(bytemuck::cast_slice(codes.values(block)), Bits::Eight, BLOCK, Layout::Rows);
             memory.sums.resize(2 * n * d, 0);
             on.dots(values, Planes::new(&memory.p, &memory.p_sums, 1, BLOCK), &mut memory.sums);
             for (i, (t, head)) in tile.queries().enumerate() {

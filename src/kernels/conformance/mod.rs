@@ -10,7 +10,9 @@ use std::fmt::{Arguments, Debug};
 use fastrand::Rng;
 
 use super::available;
-use super::contract::{Bits, Codes, Kernels, MAX_K, Planes, Softmax, Split, Weights, plane_stride};
+use super::contract::{
+    Bits, Codes, Kernels, Layout, MAX_K, PLANE_ALIGN, Planes, Softmax, Split, Weights, plane_stride,
+};
 use super::scalar::Scalar;
 use guard::Guarded;
 
@@ -115,12 +117,16 @@ fn quantize(reports: &mut [Report]) {
                 .map(|x| x.clamp(f32::MIN, f32::MAX))
                 .collect();
             let x = Guarded::new(&x);
-            for planes in [1, 2, 4] {
-                compare(reports, format_args!("quantize k {k} planes {planes} step {step}, then Σ q"), |set| {
-                    let mut q = vec![0x55; planes * plane_stride(k, planes)];
-                    let sum = set.quantize(&x, step, planes, &mut q);
-                    q.into_iter().map(i32::from).chain([sum]).collect()
-                });
+            for (planes, gap) in [(1, 0), (2, 0), (4, 0), (1, 1), (2, 2), (4, 1)] {
+                compare(
+                    reports,
+                    format_args!("quantize k {k} planes {planes} gap {gap} step {step}, then Σ q"),
+                    |set| {
+                        let mut q = vec![0x55; planes * (plane_stride(k, planes) + gap * PLANE_ALIGN)];
+                        let sum = set.quantize(&x, step, planes, &mut q);
+                        q.into_iter().map(i32::from).chain([sum]).collect()
+                    },
+                );
             }
         }
     }
@@ -128,19 +134,22 @@ fn quantize(reports: &mut [Report]) {
 
 fn dots(reports: &mut [Report]) {
     for bits in [Bits::Two, Bits::Four, Bits::Eight] {
-        for k in LENGTHS {
-            dots_of(reports, bits, k, 9, 9);
+        for (i, k) in LENGTHS.into_iter().enumerate() {
+            dots_of(reports, bits, k, 9, 9, i % 2);
         }
         // More than two blocks of rows, and of codes.
-        dots_of(reports, bits, 272, 35, 9);
-        dots_of(reports, bits, 2064, 5, 6);
-        dots_of(reports, bits, MAX_K - 16, 1, 1);
-        dots_of(reports, bits, MAX_K, 2, 1);
+        dots_of(reports, bits, 272, 35, 9, 0);
+        dots_of(reports, bits, 256, 36, 9, 3);
+        dots_of(reports, bits, 2064, 5, 6, 0);
+        dots_of(reports, bits, 2304, 8, 3, 1);
+        dots_of(reports, bits, MAX_K - 16, 1, 1, 1);
+        dots_of(reports, bits, MAX_K, 4, 1, 0);
     }
 }
 
-/// The last 1, 2, … of `rows` rows with the last 1, 2, … of `tokens` tokens, so that both end at their guard.
-fn dots_of(reports: &mut [Report], bits: Bits, k: usize, rows: usize, tokens: usize) {
+/// The last 1, 2, … of `rows` rows with the last 1, 2, … of `tokens` tokens, so that both end at their guard; in groups too,
+/// where there are such. `gap` times a register's bytes of anything are between the planes.
+fn dots_of(reports: &mut [Report], bits: Bits, k: usize, rows: usize, tokens: usize, gap: usize) {
     let mut rng = Rng::with_seed(k as u64);
     // None is random; 0xff and 0x00 are the ends of unsigned codes, 0x80 and 0x7f those of signed ones.
     for (byte, q) in [
@@ -151,33 +160,47 @@ fn dots_of(reports: &mut [Report], bits: Bits, k: usize, rows: usize, tokens: us
         (Some(0x7f), Some(127)),
     ] {
         // Which rows share a tile has nothing to do with their contents, nor with their length once it is a few vectors.
-        let (rows, tokens) = if byte.is_none() { (rows, tokens) } else { (rows.min(2), tokens.min(4)) };
+        let (rows, tokens) = if byte.is_none() { (rows, tokens) } else { (rows.min(4), tokens.min(4)) };
         let fewest = if byte.is_none() && k <= 144 { 0 } else { rows };
         let row = bits.row_bytes(k);
         let w: Vec<u8> = (0..rows * row).map(|_| byte.unwrap_or_else(|| rng.u8(..))).collect();
         let w = Guarded::new(&w);
-        let bytes = bits.planes() * plane_stride(k, bits.planes());
-        let (mut planes, mut sums) = (vec![0; tokens * bytes], Vec::new());
+        let bytes = bits.planes() * (plane_stride(k, bits.planes()) + gap * PLANE_ALIGN);
+        let (mut planes, mut sums) = (vec![0x55; tokens * bytes], Vec::new());
         for token in planes.chunks_exact_mut(bytes) {
             let x: Vec<f32> = (0..k).map(|_| f32::from(q.unwrap_or_else(|| rng.i8(..)))).collect();
             sums.push(Scalar.quantize(&x, 1.0, bits.planes(), token));
         }
         let planes = Guarded::new(&planes);
-        let dots = |set: &dyn Kernels, n: usize, m: usize| {
-            let w = Codes::new(&w[(rows - n) * row..], bits, k);
+        let dots = |set: &dyn Kernels, w: &[u8], layout: Layout, m: usize| {
+            let n = w.len() / row;
+            let w = Codes::new(w, bits, k, layout);
             let x = Planes::new(&planes[(tokens - m) * bytes..], &sums[tokens - m..], bits.planes(), k);
             let mut acc = vec![0x5555_5555; n * m];
             set.dots(w, x, &mut acc);
             acc
         };
-        let all = dots(&Scalar, rows, tokens);
+        let all = dots(&Scalar, &w, Layout::Rows, tokens);
         for n in fewest..=rows {
+            let w = &w[(rows - n) * row..];
+            let mut groups = w.to_vec();
+            if Layout::of(n, row) == Layout::Groups {
+                Layout::group(w, row, &mut groups);
+            }
+            let groups = Guarded::new(&groups);
             for m in 0..=tokens {
                 let want: Vec<i32> =
                     all.chunks(rows).skip(tokens - m).flat_map(|token| &token[rows - n..]).copied().collect();
                 for report in &mut *reports {
                     let case = format_args!("dots {bits:?} k {k} rows {n} tokens {m} of {byte:?} {q:?}");
-                    report.same(&dots(report.set, n, m), &want, case);
+                    report.same(&dots(report.set, w, Layout::Rows, m), &want, case);
+                    if Layout::of(n, row) == Layout::Groups {
+                        report.same(
+                            &dots(report.set, &groups, Layout::Groups, m),
+                            &want,
+                            format_args!("{case} in groups"),
+                        );
+                    }
                 }
             }
         }
@@ -201,7 +224,7 @@ fn dots_bf16_and_f32(reports: &mut [Report]) {
                     exact(&acc)
                 });
                 for bits in [Bits::Two, Bits::Four, Bits::Eight] {
-                    let codes = Codes::new(&codes[codes.len() - n * bits.row_bytes(k)..], bits, k);
+                    let codes = Codes::new(&codes[codes.len() - n * bits.row_bytes(k)..], bits, k, Layout::Rows);
                     compare(reports, format_args!("dots_f32 {bits:?} k {k} rows {n} tokens {m}"), |set| {
                         let mut acc = vec![f32::NAN; n * m];
                         set.dots_f32(codes, x, &mut acc);

@@ -13,7 +13,7 @@ mod quantize;
 use std::arch::is_aarch64_feature_detected;
 use std::ops::Range;
 
-use super::contract::{Codes, Kernels, Planes, Softmax, Split, Weights};
+use super::contract::{Codes, Kernels, Planes, RowsOf, Softmax, Split, Weights};
 use super::tiles::{Gemv, ROWS, Tiles, Unpacked};
 use super::{fine, math};
 
@@ -41,7 +41,7 @@ impl NeonDot {
 
 impl Gemv for Neon {
     #[inline(always)]
-    fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
+    fn gemv<const BITS: usize, const R: usize>(self, rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw NEON.
         #[allow(unsafe_code)]
         unsafe {
@@ -69,7 +69,7 @@ impl Tiles for Neon {
 
 impl Gemv for NeonDot {
     #[inline(always)]
-    fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
+    fn gemv<const BITS: usize, const R: usize>(self, rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw NEON and the dot product.
         #[allow(unsafe_code)]
         unsafe {

@@ -1,7 +1,7 @@
 //! Integer dot products in Armv8.0 NEON: `qs8-qc{2,4,8}w-gemv-4x1-neon` and `qs8-qs8-gemm-4x2-neon`.
 //!
 //! `smlal` multiplies eight bytes and adds them to int16 sums, `sadalp` folds those into int32. An int16 holds 85 products
-//! of 2-bit codes (`3 · 128 = 384`) and 17 of 4-bit codes (`15 · 128 = 1920`), so it is emptied after 80 and after 16. Of
+//! of 2-bit codes (`3 · 128 = 384`) and 17 of 4-bit codes (`15 · 128 = 1920`), so it is emptied in time: after a chunk at most. Of
 //! two 8-bit products (`2 · 2^14`) it holds only one.
 //!
 //! A Cortex-A72 multiplies on one of its two vector pipes: eight products a cycle is the limit, for a prompt and for a
@@ -10,8 +10,8 @@
 
 use std::arch::aarch64::*;
 
-use super::qdot_sdot::{last_codes, load_q, prefetch, totals};
-use crate::kernels::contract::{Codes, Planes};
+use super::qdot_sdot::{last_codes, load_codes, load_q, prefetch, totals};
+use crate::kernels::contract::{CHUNK, Codes, Planes, RowsOf};
 use crate::kernels::tiles::{self, ROWS, Tiles, Unpacked};
 
 /// Products that an int16 sum holds.
@@ -27,26 +27,18 @@ pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32
 
 /// `Σ code · q` of `R` rows with one token.
 #[target_feature(enable = "neon")]
-pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
-    let len = tiles::check::<BITS>(&rows, token, stride);
-    // A vector of 16 packed bytes puts two products of every plane into each sum.
-    let batch = 16 * (products::<BITS>() / (2 * (8 / BITS)));
-    let whole = len / 16 * 16;
+pub(super) fn gemv<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
+    let len = tiles::check::<BITS, R>(rows, token, stride);
     let mut sums = [vdupq_n_s32(0); R];
-    let mut at = 0;
-    while at < whole {
-        let end = whole.min(at + batch);
+    for chunk in 0..len / CHUNK {
+        prefetch(rows, chunk);
+        // Four vectors of 16 packed bytes put eight products of every plane into each sum: 32 of 2-bit codes, 16 of 4-bit codes.
         let mut shorts = [vdupq_n_s16(0); R];
-        while at < end {
-            prefetch(&rows, at);
-            let q = load_q::<BITS>(token, stride, at);
+        for part in (0..CHUNK).step_by(16) {
+            let q = load_q::<BITS>(token, stride, chunk * CHUNK + part);
             for r in 0..R {
-                // SAFETY: `at + 16 <= whole`, and `len` is the length of every row.
-                #[allow(unsafe_code)]
-                let codes = unsafe { vld1q_u8(rows[r].as_ptr().add(at)) };
-                (sums[r], shorts[r]) = step::<BITS>(sums[r], shorts[r], codes, q);
+                (sums[r], shorts[r]) = step::<BITS>(sums[r], shorts[r], load_codes(rows, r, chunk, part), q);
             }
-            at += 16;
         }
         for r in 0..R {
             sums[r] = vpadalq_s16(sums[r], shorts[r]);
@@ -54,9 +46,10 @@ pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &
     }
     let mut totals = [0; R];
     for r in 0..R {
-        if whole < len {
-            let q = load_q::<BITS>(token, stride, whole);
-            let (sum, short) = step::<BITS>(sums[r], vdupq_n_s16(0), last_codes(rows[r], whole), q);
+        let (whole, rest) = (len / CHUNK * CHUNK, rows.rest(r));
+        for at in (0..rest.len()).step_by(16) {
+            let q = load_q::<BITS>(token, stride, whole + at);
+            let (sum, short) = step::<BITS>(sums[r], vdupq_n_s16(0), last_codes(&rest[at..]), q);
             sums[r] = vpadalq_s16(sum, short);
         }
         totals[r] = vaddvq_s32(sums[r]);

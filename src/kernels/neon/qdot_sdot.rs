@@ -5,12 +5,15 @@
 //! A Cortex-A76 has two vector pipes; `and` and `sdot` go to either, a shift to one of them only. So a field of a byte is
 //! masked where it stands and its sums are divided by its place value (4 or 16, exactly) in the end. The highest field
 //! would be negative as a signed byte: it alone is shifted, into the lowest place. 64 two-bit codes take eight operations,
-//! four cycles; by `llvm-mca` (neoverse-n1) the loop does 15.9 codes a cycle, as does the one for 4 bits.
+//! four cycles; by `llvm-mca` (neoverse-n1) the loop does 16.0 codes a cycle, as does the one for 4 bits.
 
 use std::arch::aarch64::*;
 
-use crate::kernels::contract::{Codes, Planes};
+use crate::kernels::contract::{CHUNK, Codes, GROUP, Planes, RowsOf};
 use crate::kernels::tiles::{self, ROWS, Tiles, Unpacked};
+
+/// Bytes that a prefetch is ahead.
+const AHEAD: usize = 4096;
 
 /// `dots` of the contract, compiled for this set.
 #[target_feature(enable = "neon,dotprod")]
@@ -20,26 +23,23 @@ pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32
 
 /// `Σ code · q` of `R` rows with one token.
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
-    let len = tiles::check::<BITS>(&rows, token, stride);
+pub(super) fn gemv<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
+    let len = tiles::check::<BITS, R>(rows, token, stride);
     // By place value: 1, 4 and 16.
     let mut sums = [[vdupq_n_s32(0); 3]; R];
-    let mut at = 0;
-    while at + 16 <= len {
-        prefetch(&rows, at);
-        let q = load_q::<BITS>(token, stride, at);
-        for r in 0..R {
-            // SAFETY: `at + 16 <= len`, the length of every row.
-            #[allow(unsafe_code)]
-            let codes = unsafe { vld1q_u8(rows[r].as_ptr().add(at)) };
-            sums[r] = step::<BITS>(sums[r], codes, q);
+    for chunk in 0..len / CHUNK {
+        prefetch(rows, chunk);
+        for part in (0..CHUNK).step_by(16) {
+            let q = load_q::<BITS>(token, stride, chunk * CHUNK + part);
+            for (r, sums) in sums.iter_mut().enumerate() {
+                *sums = step::<BITS>(*sums, load_codes(rows, r, chunk, part), q);
+            }
         }
-        at += 16;
     }
-    if at < len {
-        let q = load_q::<BITS>(token, stride, at);
-        for r in 0..R {
-            sums[r] = step::<BITS>(sums[r], last_codes(rows[r], at), q);
+    for (r, sums) in sums.iter_mut().enumerate() {
+        let (whole, rest) = (len / CHUNK * CHUNK, rows.rest(r));
+        for at in (0..rest.len()).step_by(16) {
+            *sums = step::<BITS>(*sums, last_codes(&rest[at..]), load_q::<BITS>(token, stride, whole + at));
         }
     }
     let mut totals = [0; R];
@@ -50,14 +50,33 @@ pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &
     totals
 }
 
-/// See [`tiles::ahead`]: 16 bytes of four rows are a cache line.
+/// 16 bytes from `part`, a multiple of that, of a chunk of row `r`.
 #[inline]
-pub(super) fn prefetch<const R: usize>(rows: &[&[u8]; R], at: usize) {
-    let ahead = tiles::ahead(rows, at);
+#[target_feature(enable = "neon")]
+pub(super) fn load_codes<const R: usize>(rows: RowsOf<'_, R>, r: usize, chunk: usize, part: usize) -> uint8x16_t {
+    debug_assert!(r < R && (chunk + 1) * CHUNK <= rows.row_bytes() && part + 16 <= CHUNK);
+    let (row, step) = rows.strides();
+    // SAFETY: the row has this chunk, so it is inside, as `strides` says; `part + 16 <= CHUNK`.
+    #[allow(unsafe_code)]
+    unsafe {
+        vld1q_u8(rows.bytes().as_ptr().add(r * row + chunk * step + part))
+    }
+}
+
+/// Asks the memory, while a chunk of each row is multiplied, for as many bytes of what follows [`AHEAD`] bytes later.
+#[inline]
+pub(super) fn prefetch<const R: usize>(rows: RowsOf<'_, R>, chunk: usize) {
+    let ahead = rows.bytes().as_ptr().wrapping_add(chunk * R * CHUNK + AHEAD);
     // SAFETY: a prefetch reads nothing and faults nowhere; the address may be that of anything.
     #[allow(unsafe_code)]
     unsafe {
         std::arch::asm!("prfm pldl1strm, [{0}]", in(reg) ahead, options(readonly, nostack, preserves_flags));
+        if R == GROUP {
+            std::arch::asm!(
+                "prfm pldl1strm, [{0}, #64]", "prfm pldl1strm, [{0}, #128]", "prfm pldl1strm, [{0}, #192]",
+                in(reg) ahead, options(readonly, nostack, preserves_flags)
+            );
+        }
     }
 }
 
@@ -99,12 +118,12 @@ pub(super) fn load_q<const BITS: usize>(token: &[i8], stride: usize, at: usize) 
     q
 }
 
-/// The bytes of `row` from `at` on, fewer than 16, and zeros.
+/// The first 16 of `bytes`, and zeros when there are fewer.
 #[inline]
 #[target_feature(enable = "neon")]
-pub(super) fn last_codes(row: &[u8], at: usize) -> uint8x16_t {
+pub(super) fn last_codes(bytes: &[u8]) -> uint8x16_t {
     let mut padded = [0; 16];
-    padded[..row.len() - at].copy_from_slice(&row[at..]);
+    padded[..bytes.len().min(16)].copy_from_slice(&bytes[..bytes.len().min(16)]);
     // SAFETY: an array of 16 bytes.
     #[allow(unsafe_code)]
     unsafe {

@@ -9,8 +9,7 @@ use crate::kernels::shapes;
 /// As the scalar one: a true division, ties to even (`fcvtns`), `Σ q` returned.
 #[target_feature(enable = "neon")]
 pub(super) fn quantize(x: &[f32], step: f32, planes: usize, q: &mut [i8]) -> i32 {
-    shapes::quantize(x, planes, q);
-    let stride = plane_stride(x.len(), planes);
+    let stride = shapes::quantize(x, planes, q);
     // Bytes of sixteen elements by plane: 0 4 8 12 | 1 5 9 13 | …, or 0 2 4 … 14 | 1 3 5 … 15.
     let n = 16 / planes;
     let order: [u8; 16] = std::array::from_fn(|i| (i % n * planes + i / n) as u8);
@@ -37,7 +36,7 @@ pub(super) fn quantize(x: &[f32], step: f32, planes: usize, q: &mut [i8]) -> i32
         }
     }
     for plane in q.chunks_exact_mut(stride.max(1)) {
-        plane[x.len() / planes..].fill(0);
+        plane[x.len() / planes..plane_stride(x.len(), planes)].fill(0);
     }
     vaddvq_s32(sums)
 }

@@ -1,6 +1,6 @@
 //! Float dot products in the contract's order.
 
-use super::qdot::value;
+use super::qdot::values;
 use crate::kernels::contract::{Codes, LANES};
 use crate::kernels::shapes;
 
@@ -23,10 +23,8 @@ pub(super) fn dot(pairs: impl Iterator<Item = (f32, f32)>) -> f32 {
 pub(in crate::kernels) fn dots_f32(w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
     let (rows, _) = shapes::matrices(w.rows() * w.k(), x.len(), w.k(), acc.len());
     for r in 0..w.rows() {
-        let row = w.row(r);
         for (t, x) in x.chunks_exact(w.k()).enumerate() {
-            let values = (0..w.k()).map(|i| value(row, w.bits(), i) as f32);
-            acc[t * rows + r] = dot(values.zip(x.iter().copied()));
+            acc[t * rows + r] = dot(values(w, r).map(|w| w as f32).zip(x.iter().copied()));
         }
     }
 }
@@ -51,7 +49,7 @@ pub(super) fn sum_squares(x: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::contract::Bits;
+    use crate::kernels::contract::{Bits, Layout};
 
     /// In lanes: 2^24 − 2^24 meet in the fold before the 1 arrives; left to right the 1 would be lost.
     #[test]
@@ -79,7 +77,7 @@ mod tests {
         let x: Vec<f32> = (0..32_u8).map(f32::from).collect();
         let mut acc = [0.0; 4];
         let bytes = [[0x9f; 8], [0x08; 8]].concat();
-        dots_f32(Codes::new(&bytes, Bits::Four, 16), &x, &mut acc);
+        dots_f32(Codes::new(&bytes, Bits::Four, 16, Layout::Rows), &x, &mut acc);
         // Row 0: 7 on even and 1 on odd elements; row 1: 0 and −8.
         assert_eq!(acc, [7.0 * 56.0 + 64.0, -8.0 * 64.0, 7.0 * 184.0 + 192.0, -8.0 * 192.0]);
         let two = 0x4000;

@@ -3,8 +3,14 @@
 use crate::kernels::contract::{Bits, Codes, Planes};
 use crate::kernels::shapes;
 
-/// The value that element `i` of a packed row stands for.
-pub(super) fn value(row: &[u8], bits: Bits, i: usize) -> i32 {
+/// The values that the codes of row `r` stand for, in order.
+pub(super) fn values(w: Codes<'_>, r: usize) -> impl Iterator<Item = i32> {
+    let bits = w.bits();
+    w.chunks(r).flat_map(move |chunk| (0..chunk.len() * bits.planes()).map(move |i| value(chunk, bits, i)))
+}
+
+/// The value that element `i` of packed bytes stands for.
+fn value(row: &[u8], bits: Bits, i: usize) -> i32 {
     let byte = row[i / bits.planes()];
     match bits {
         Bits::Two => i32::from(byte >> (2 * (i % 4)) & 3) - bits.offset(),
@@ -18,19 +24,17 @@ pub(super) fn dots(w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     shapes::dots(w, x, acc);
     for r in 0..w.rows() {
         for t in 0..x.tokens() {
-            acc[t * w.rows() + r] = dot(w.row(r), w.bits(), x.token(t), x.stride(), w.k());
+            let (q, stride, planes) = (x.token(t), x.stride(), x.planes());
+            let products = values(w, r).enumerate().map(|(i, w)| w * i32::from(q[i % planes * stride + i / planes]));
+            acc[t * w.rows() + r] = products.sum();
         }
     }
-}
-
-fn dot(row: &[u8], bits: Bits, q: &[i8], stride: usize, k: usize) -> i32 {
-    let planes = bits.planes();
-    (0..k).map(|i| value(row, bits, i) * i32::from(q[i % planes * stride + i / planes])).sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::contract::Layout;
     use crate::kernels::scalar::quantize::quantize;
 
     #[test]
@@ -58,7 +62,7 @@ mod tests {
             ];
             let bytes = vec![byte; 2 * bits.row_bytes(16)];
             let mut acc = [0; 4];
-            dots(Codes::new(&bytes, bits, 16), Planes::new(&q, &sums, bits.planes(), 16), &mut acc);
+            dots(Codes::new(&bytes, bits, 16, Layout::Rows), Planes::new(&q, &sums, bits.planes(), 16), &mut acc);
             assert_eq!(acc, [counted, counted, ones, ones], "{bits:?}");
         }
     }

@@ -7,9 +7,10 @@ use crate::kernels::shapes;
 ///
 /// A true division: multiplying by `1 / step` rounds differently near ties.
 pub(super) fn quantize(x: &[f32], step: f32, planes: usize, q: &mut [i8]) -> i32 {
-    shapes::quantize(x, planes, q);
-    let stride = plane_stride(x.len(), planes);
-    q.fill(0);
+    let stride = shapes::quantize(x, planes, q);
+    for plane in q.chunks_exact_mut(stride.max(1)) {
+        plane[x.len() / planes..plane_stride(x.len(), planes)].fill(0);
+    }
     let mut sum = 0;
     for (i, &x) in x.iter().enumerate() {
         let code = (x / step).round_ties_even().clamp(-128.0, 127.0) as i8;

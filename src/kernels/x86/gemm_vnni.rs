@@ -5,7 +5,7 @@
 //! tokens are 16 sums for two loads of codes and eight of activations: the multiplier is the limit, one `vpdpbusd` a cycle
 //! on Zen 4.
 //!
-//! The published layout has the codes of a row side by side. A block of it is transposed on the way into the first-level
+//! The codes of a row stand side by side, [`CHUNK`](crate::kernels::contract::CHUNK) bytes at least. A block of them is transposed on the way into the first-level
 //! cache, four packed bytes of each row at a time, and taken apart into planes there; all tokens pass over it then.
 //!
 //! ```text
@@ -86,7 +86,7 @@ impl Block {
             for from in (0..bytes).step_by(64) {
                 let mut columns = [_mm512_setzero_si512(); 16];
                 for (r, column) in columns.iter_mut().enumerate().take(rows - 16 * half) {
-                    *column = load_codes(w.row(first + 16 * half + r), at + from);
+                    *column = load_codes(w.chunk(first + 16 * half + r, at + from));
                 }
                 let columns = transposed(columns);
                 let steps = (self.steps - from / 4).min(16);

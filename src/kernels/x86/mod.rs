@@ -15,7 +15,7 @@ mod quantize;
 
 use std::ops::Range;
 
-use super::contract::{Bits, Codes, Kernels, Planes, Softmax, Split, Weights};
+use super::contract::{Bits, Codes, Kernels, Planes, RowsOf, Softmax, Split, Weights};
 use super::tiles::{Gemv, ROWS, Tiles, Unpacked};
 
 /// Proof that this CPU has AVX2 and FMA.
@@ -46,7 +46,7 @@ impl Avx512Vnni {
 
 impl Gemv for Avx2 {
     #[inline(always)]
-    fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
+    fn gemv<const BITS: usize, const R: usize>(self, rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw AVX2.
         #[allow(unsafe_code)]
         unsafe {
@@ -81,7 +81,7 @@ impl Gemv for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn gemv<const BITS: usize, const R: usize>(self, rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
+    fn gemv<const BITS: usize, const R: usize>(self, rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
         // SAFETY: `self` exists, so `detect` saw AVX-512 F, BW and VNNI.
         #[allow(unsafe_code)]
         unsafe {

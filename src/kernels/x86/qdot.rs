@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::kernels::contract::{Codes, Planes};
+use crate::kernels::contract::{CHUNK, Codes, Planes, RowsOf};
 use crate::kernels::tiles::{self, CODES, ROWS, Tiles, Unpacked};
 
 /// `dots` of the contract, compiled for this set.
@@ -17,12 +17,12 @@ pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32
 
 /// `Σ code · q` of `R` rows with one token.
 #[target_feature(enable = "avx2")]
-pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &[i8], stride: usize) -> [i32; R] {
-    let len = tiles::check::<BITS>(&rows, token, stride);
+pub(super) fn gemv<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
+    let len = tiles::check::<BITS, R>(rows, token, stride);
+    let (row, chunk) = rows.strides();
     let mut sums = [_mm256_setzero_si256(); R];
     let mut at = 0;
     while at < len {
-        prefetch(&rows, at, 32);
         let mut q = [_mm256_setzero_si256(); 4];
         for (p, q) in q.iter_mut().enumerate().take(8 / BITS) {
             // SAFETY: `at < len` is a multiple of 32, so `check` says that plane `p` has 32 bytes there.
@@ -31,8 +31,17 @@ pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &
                 *q = _mm256_loadu_si256(token.as_ptr().add(p * stride + at).cast());
             }
         }
-        for r in 0..R {
-            let codes = load_codes(rows[r], at);
+        for (r, sum) in sums.iter_mut().enumerate() {
+            let codes = if at / CHUNK < len / CHUNK {
+                // SAFETY: half of a chunk of row `r < R` which, as compared, has it: inside, as `strides` says.
+                #[allow(unsafe_code)]
+                unsafe {
+                    let place = r * row + at / CHUNK * chunk + at % CHUNK;
+                    _mm256_loadu_si256(rows.bytes().as_ptr().add(place).cast())
+                }
+            } else {
+                load_codes(&rows.rest(r)[at % CHUNK..])
+            };
             let products = if BITS == 8 {
                 bytes(codes, q[0])
             } else {
@@ -42,7 +51,7 @@ pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &
                 }
                 _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
             };
-            sums[r] = _mm256_add_epi32(sums[r], products);
+            *sum = _mm256_add_epi32(*sum, products);
         }
         at += 32;
     }
@@ -51,17 +60,6 @@ pub(super) fn gemv<const BITS: usize, const R: usize>(rows: [&[u8]; R], token: &
         *total = self::total(sum);
     }
     totals
-}
-
-/// See [`tiles::ahead`]; `step` bytes of each row.
-#[inline]
-#[target_feature(enable = "sse")]
-fn prefetch<const R: usize>(rows: &[&[u8]; R], at: usize, step: usize) {
-    let ahead = tiles::ahead(rows, at);
-    for line in (0..R * step).step_by(64) {
-        // It reads nothing and faults nowhere: the address may be that of anything.
-        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
-    }
 }
 
 /// Products of 32 signed bytes, added by fours.
@@ -92,22 +90,16 @@ fn fields<const BITS: usize>(codes: __m256i) -> [__m256i; 4] {
     }
 }
 
-/// 32 bytes of `row` from `at` on, zeros past its end. Rows are whole 32-bit words (`k` is a multiple of 16).
+/// The first 32 bytes of `rest`, zeros past its end. Rows are whole 32-bit words (`k` is a multiple of 16).
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load_codes(row: &[u8], at: usize) -> __m256i {
-    let left = row.len() - at;
-    if left >= 32 {
-        // SAFETY: as just compared.
-        #[allow(unsafe_code)]
-        return unsafe { _mm256_loadu_si256(row.as_ptr().add(at).cast()) };
-    }
-    let words = _mm256_set1_epi32((left / 4) as i32);
+fn load_codes(rest: &[u8]) -> __m256i {
+    let words = _mm256_set1_epi32((rest.len() / 4) as i32);
     let mask = _mm256_cmpgt_epi32(words, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    // SAFETY: the mask takes only the words that `row` still has; the others are not touched, by definition.
+    // SAFETY: the mask takes only the words that `rest` has; the others are not touched, by definition.
     #[allow(unsafe_code)]
     unsafe {
-        _mm256_maskload_epi32(row.as_ptr().add(at).cast(), mask)
+        _mm256_maskload_epi32(rest.as_ptr().cast(), mask)
     }
 }
 

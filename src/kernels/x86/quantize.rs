@@ -9,8 +9,7 @@ use crate::kernels::shapes;
 /// As the scalar one: a true division, ties to even (the rounding mode that Rust guarantees), `Σ q` returned.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn quantize(x: &[f32], step: f32, planes: usize, q: &mut [i8]) -> i32 {
-    shapes::quantize(x, planes, q);
-    let stride = plane_stride(x.len(), planes);
+    let stride = shapes::quantize(x, planes, q);
     // Bytes of sixteen elements by plane: 0 4 8 12 | 1 5 9 13 | …, or 0 2 4 … 14 | 1 3 5 … 15.
     let by_plane = match planes {
         4 => _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
@@ -37,7 +36,7 @@ pub(super) fn quantize(x: &[f32], step: f32, planes: usize, q: &mut [i8]) -> i32
         }
     }
     for plane in q.chunks_exact_mut(stride.max(1)) {
-        plane[x.len() / planes..].fill(0);
+        plane[x.len() / planes..plane_stride(x.len(), planes)].fill(0);
     }
     let mut lanes = [0; 8];
     // SAFETY: the array is as long as the store.
