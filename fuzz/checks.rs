@@ -1,6 +1,7 @@
 //! What must hold of any bytes that a client or a disk can bring: for the fuzzer, and for `tests/fuzz_corpus.rs`. Each says
 //! whether the input was accepted.
 
+use emberd::engine::gbnf;
 use emberd::spool::Head;
 use emberd::transport::mqtt::Envelope;
 use emberd::transport::mqtt::chunks::{self, Kind, MAX_PACKET, MIN_PACKET};
@@ -82,6 +83,22 @@ pub(crate) fn pieces(bytes: &[u8]) -> bool {
     }
     assert_eq!(joined, text);
     true
+}
+
+/// A grammar in GBNF. One that is refused is so at a place that it has.
+pub(crate) fn grammar(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    match gbnf::to_lark(&text) {
+        Ok(lark) => {
+            assert!(gbnf::is_gbnf(&text) && lark.starts_with("start: "), "{text:?}");
+            true
+        }
+        Err(error) => {
+            let line = text.split('\n').nth(error.line - 1).expect("a line of it");
+            assert!((1..=line.chars().count() + 1).contains(&error.column), "{text:?}: {error}");
+            false
+        }
+    }
 }
 
 /// A record of the spool: the head of a request, or a request.

@@ -72,6 +72,9 @@ fn lines_of_a_program_are_a_conversation() {
     let path = grammar.to_str().expect("UTF-8");
     let printed = stdout(with_lines(&daemon, &["--grammar", path], "@params"));
     assert!(printed.contains(r#"Lark("start: \"x\"\n")"#), "{printed}");
+    fs::write(&grammar, "root ::= \"x\"\n").expect("grammar");
+    let printed = stdout(with_lines(&daemon, &["--grammar", path], "@params"));
+    assert!(printed.contains(r#"Gbnf("root ::= \"x\"\n")"#), "{printed}");
     assert_eq!(with_lines(&daemon, &["--grammar", path, "--json-schema", path], "a").status.code(), Some(2));
     assert_eq!(stdout(with_lines(&daemon, &["--preset", "short"], "x y")), "You said: x \n");
 }

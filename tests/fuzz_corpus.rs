@@ -172,6 +172,13 @@ fn pieces() {
 }
 
 #[test]
+fn grammars() {
+    let (accepted, [good, bad]) = checked("grammar", checks::grammar);
+    assert_eq!(accepted, ["apart", "json", "list"]);
+    assert!(good > 20 && bad > 100, "{good} accepted, {bad} refused");
+}
+
+#[test]
 fn records() {
     let (accepted, [good, bad]) = checked("record", checks::record);
     assert_eq!(accepted, ["correlated", "envelope", "head"]);

@@ -12,6 +12,7 @@ use llguidance::toktrie::{InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, T
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
+use crate::engine::gbnf;
 use crate::engine::tokenizer::Tokenizer;
 use crate::engine::tools::{self, Marks};
 
@@ -32,6 +33,8 @@ pub enum Format {
     Regex(String),
     /// Text of a grammar in `llguidance`'s dialect of Lark.
     Lark(String),
+    /// Text of a grammar in llama.cpp's GBNF.
+    Gbnf(String),
     /// One of these texts.
     Choice(Vec<String>),
     /// A call of one of these tools, in the form of OpenAI's declarations.
@@ -52,11 +55,16 @@ impl GrammarError {
 }
 
 impl Format {
+    /// A grammar that says by its first rule which of the two it is.
+    pub fn of_grammar(text: String) -> Format {
+        if gbnf::is_gbnf(&text) { Format::Gbnf(text) } else { Format::Lark(text) }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Format::Object => 0,
             Format::Schema(schema) => schema.to_string().len(),
-            Format::Regex(text) | Format::Lark(text) => text.len(),
+            Format::Regex(text) | Format::Lark(text) | Format::Gbnf(text) => text.len(),
             Format::Choice(texts) => texts.iter().map(String::len).sum(),
             Format::Call(tools) => tools.iter().map(|tool| tool.to_string().len()).sum(),
         }
@@ -68,6 +76,7 @@ impl Format {
             Format::Schema(wanted) => schema(wanted),
             Format::Regex(expression) => TopLevelGrammar::from_regex(expression),
             Format::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+            Format::Gbnf(grammar) => TopLevelGrammar::from_lark(gbnf::to_lark(grammar).map_err(GrammarError::of)?),
             Format::Choice(texts) => {
                 let escaped: Vec<String> = texts.iter().map(|text| regex::escape(text)).collect();
                 TopLevelGrammar::from_regex(&escaped.join("|"))

@@ -3,6 +3,7 @@
 pub mod bytes;
 pub mod checkpoint;
 pub mod eval;
+pub mod gbnf;
 pub mod generate;
 pub mod grammar;
 pub mod kv_cache;

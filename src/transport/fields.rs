@@ -242,7 +242,15 @@ pub fn format(path: &str, value: Value, shape: Shape) -> Result<Option<Format>, 
             }
         }
         "regex" => Some(Format::Regex(text(&mut fields, "regex")?)),
-        "grammar" => Some(Format::Lark(text(&mut fields, "grammar")?)),
+        "grammar" => {
+            let grammar = text(&mut fields, "grammar")?;
+            Some(match fields.take("syntax") {
+                None => Format::of_grammar(grammar),
+                Some(Value::String(name)) if name == "lark" => Format::Lark(grammar),
+                Some(Value::String(name)) if name == "gbnf" => Format::Gbnf(grammar),
+                Some(other) => return Err(wrong(&at("syntax"), "\"lark\" or \"gbnf\"", &other)),
+            })
+        }
         "choice" => {
             let expected = format!("an array of 1 to {MAX_CHOICES} strings that are not empty");
             let choices = fields.take("choice").ok_or_else(|| missing("choice"))?;
@@ -429,6 +437,9 @@ mod tests {
             ),
             (r#"{"type":"regex","regex":"a+"}"#, Some(Format::Regex("a+".into()))),
             (r#"{"type":"grammar","grammar":"start: \"a\""}"#, Some(Format::Lark("start: \"a\"".into()))),
+            (r#"{"type":"grammar","grammar":"root ::= \"a\""}"#, Some(Format::Gbnf("root ::= \"a\"".into()))),
+            (r#"{"type":"grammar","grammar":"a ::= b","syntax":"lark"}"#, Some(Format::Lark("a ::= b".into()))),
+            (r#"{"type":"grammar","grammar":"start: b","syntax":"gbnf"}"#, Some(Format::Gbnf("start: b".into()))),
             (r#""{\"type\":\"choice\",\"choice\":[\"on\"]}""#, Some(Format::Choice(vec!["on".into()]))),
         ] {
             assert_eq!(form(json).unwrap().format, expected, "{json}");
@@ -442,6 +453,7 @@ mod tests {
             (r#"{"type":"json_schema","json_schema":"x"}"#, "response_format.json_schema.schema"),
             (r#"{"type":"json_schema","json_schema":{"schema":[]}}"#, "response_format.json_schema.schema"),
             (r#"{"type":"regex","regex":1}"#, "response_format.regex"),
+            (r#"{"type":"grammar","grammar":"a ::= b","syntax":"bnf"}"#, "response_format.syntax"),
             (r#"{"type":"choice","choice":[]}"#, "response_format.choice"),
             (r#"{"type":"choice","choice":["a",""]}"#, "response_format.choice"),
         ] {

@@ -174,6 +174,24 @@ fn expressions_grammars_and_choices() {
         let sum = said(Format::Lark("start: NUMBER (\" + \" NUMBER){1,3}\nNUMBER: /[1-9][0-9]?/".into()));
         assert!(sum.split(" + ").all(|part| part.parse::<u8>().is_ok_and(|n| n < 100)), "{sum}");
     }
+    let lists = "root ::= \"[\" ws (value (\",\" ws value)*)? \"]\" ws\nvalue ::= root | \"-\"? [1-9] [0-9]{0,3} ws | \
+                 \"\\\"\" [^\"\\\\\\x00-\\x1f]{0,12} \"\\\"\" ws\nws ::= \" \"?\n";
+    let mut ended = 0;
+    for seed in 0..10 {
+        let said = say(grammars, tokenizer, &Format::Gbnf(lists.into()), seed);
+        println!(
+            "GBNF: {} tokens, {:?} each, at most {:?}",
+            said.sampled,
+            said.total / said.sampled as u32,
+            said.longest
+        );
+        if said.ended {
+            ended += 1;
+            let list: Value = serde_json::from_slice(&said.text).expect("JSON");
+            assert!(list.is_array(), "{list}");
+        }
+    }
+    assert!(ended >= 5, "{ended} of 10 came to an end");
     let object = Format::Schema(json!({"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"],
         "additionalProperties": false}));
     let said = String::from_utf8(say(grammars, tokenizer, &object, 1).text).expect("UTF-8");
@@ -259,6 +277,7 @@ fn what_cannot_be_a_form_is_refused() {
     assert!(refused(Format::Schema(json!({"$ref": "http://example.org/x"}))).contains("example.org"));
     assert!(!refused(Format::Regex("(".into())).is_empty());
     assert!(!refused(Format::Lark("start: nothing".into())).is_empty());
+    assert_eq!(refused(Format::Gbnf("root ::= \n  x y".into())), "line 2, column 3: there is no rule x");
     assert!(refused(Format::Regex("a".repeat(70_000))).contains("65536"));
     // Each takes work without end in a careless engine: refused or bounded, and soon.
     let begun = Instant::now();

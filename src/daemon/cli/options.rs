@@ -25,7 +25,7 @@ pub(super) struct Options {
     /// Answer with JSON that the schema in this file accepts
     #[arg(long, value_name = "FILE")]
     json_schema: Option<PathBuf>,
-    /// Answer with text of the grammar in this file, in llguidance's dialect of Lark
+    /// Answer with text of the grammar in this file: llama.cpp's GBNF, or llguidance's dialect of Lark
     #[arg(long, value_name = "FILE", conflicts_with = "json_schema")]
     grammar: Option<PathBuf>,
     /// 0 always takes the most likely token
