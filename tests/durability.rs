@@ -5,9 +5,11 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::binary::Served;
 use common::broker::Broker;
 use common::proxy::{Proxy, Way};
 use common::{Daemon, PATIENCE, wait_for};
@@ -486,84 +488,162 @@ fn a_bad_line_loses_nothing_acknowledged() {
     assert!(client.answers.values().flatten().all(|text| text.starts_with("You said")));
 }
 
+/// A number of a campaign of kills, from the environment or as it is in the suite.
+fn number(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+/// What a campaign of kills asks, and how it looks at the daemon.
+struct Campaign<'a, D> {
+    kills: usize,
+    requests: usize,
+    /// Between two kills, at most.
+    pause: Duration,
+    prompt: &'a dyn Fn(usize) -> String,
+    /// What the answer has to be, where that is known.
+    expected: &'a dyn Fn(usize) -> Option<String>,
+    /// Kills the daemon and starts the next one in its place.
+    again: &'a dyn Fn(D) -> D,
+    /// How often each request was run.
+    runs: &'a dyn Fn(&D) -> BTreeMap<usize, usize>,
+}
+
+impl<D> Campaign<'_, D> {
+    /// Kills at random, and says what came of it.
+    fn run(&self, client: &mut Peer, mut daemon: D) {
+        let mut random = fastrand::Rng::with_seed(number("EMBERD_SEED", 1) as u64);
+        // Requests that the broker has, and answers that existed at each kill.
+        let (mut asked, mut killed, mut refused) = (0, 0, 0);
+        let mut runs_when_answered: BTreeMap<usize, usize> = BTreeMap::new();
+        let error = |text: &String| text.starts_with("error ");
+        let ran = |runs: &BTreeMap<usize, usize>, n: usize| runs.get(&n).copied().unwrap_or(0);
+        let finished =
+            |client: &Peer, n: usize| client.answers.get(&n.to_string()).is_some_and(|said| !said.iter().all(error));
+        while killed < self.kills || asked < self.requests || (0..asked).any(|n| !finished(client, n)) {
+            let burst = (self.requests - asked).min(self.requests.div_ceil(self.kills.max(1)));
+            for n in asked..asked + burst {
+                client.ask(&n.to_string(), &(self.prompt)(n));
+            }
+            asked += burst;
+            client.run(Duration::from_micros(random.u64(..self.pause.as_micros() as u64)), |_| false);
+            // A client that was told `busy` asks again, and now and then one that has its answer does: about ten each
+            // time, or a slow machine would be busy with repetitions for ever.
+            let mut repeated = 0;
+            let busy = |said: &&String| said.starts_with("error busy");
+            for n in 0..asked {
+                let Some(said) = client.answers.get_mut(&n.to_string()) else { continue };
+                if said.last().filter(busy).is_some() {
+                    refused += 1;
+                    said.clear();
+                } else if said.is_empty() || random.usize(..asked) >= 10 {
+                    continue;
+                }
+                client.ask(&n.to_string(), &(self.prompt)(n));
+                repeated += 1;
+                // What is asked waits in the client, which blocks when it has a thousand and nobody takes them.
+                if repeated % 100 == 0 {
+                    client.run(Duration::from_millis(20), |_| false);
+                }
+            }
+            if killed < self.kills {
+                killed += 1;
+                daemon = (self.again)(daemon);
+                // The runs of what the client has an answer to; they may not grow any more.
+                let runs = (self.runs)(&daemon);
+                for n in (0..asked).filter(|n| finished(client, *n)) {
+                    runs_when_answered.entry(n).or_insert_with(|| ran(&runs, n));
+                }
+            }
+        }
+        client.run(Duration::from_millis(300), |_| false);
+        let runs = (self.runs)(&daemon);
+        let (mut different, mut again) = (0, 0);
+        for n in 0..asked {
+            let texts: BTreeSet<&String> = client.answers[&n.to_string()].iter().filter(|text| !error(text)).collect();
+            let wrong = (self.expected)(n).is_some_and(|expected| !texts.contains(&expected));
+            different += usize::from(texts.len() != 1 || wrong);
+            again += usize::from(runs_when_answered.get(&n).is_some_and(|before| ran(&runs, n) > *before));
+        }
+        let twice = runs.values().filter(|&&runs| runs > 1).count();
+        println!(
+            "{killed} kills, {asked} requests: 0 lost, {different} answered with two texts, {again} run again after \
+             their answer; {twice} run more than once, {refused} times busy"
+        );
+        assert_eq!((different, again), (0, 0));
+    }
+}
+
 /// Kills at random; `EMBERD_KILLS` and `EMBERD_REQUESTS` set the numbers. The long run:
 /// `EMBERD_KILLS=1000 EMBERD_REQUESTS=10000 cargo test --release --test durability random -- --nocapture`.
 #[test]
 fn random_kills_lose_nothing_and_repeat_nothing() {
-    let number = |name: &str, default: usize| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let fast = cfg!(target_arch = "x86_64");
-    let (kills, requests) =
-        (number("EMBERD_KILLS", if fast { 12 } else { 3 }), number("EMBERD_REQUESTS", if fast { 200 } else { 40 }));
     let broker = broker();
     let mut client = Peer::connect(broker.port);
-    let mut random = fastrand::Rng::with_seed(number("EMBERD_SEED", 1) as u64);
     let settings = broker.settings("[queue]\ndepth = 64\n[spool]\nattempts = 100\nmax_requests = 100000");
-    let mut dir = Some(tempfile::tempdir().unwrap());
-    // Prompts of requests that the broker has, and answers that existed at each kill.
-    let (mut asked, mut killed, mut refused) = (0, 0, 0);
-    let mut runs_when_answered: BTreeMap<String, usize> = BTreeMap::new();
-    let mut daemon = Daemon::start_in(dir.take().unwrap(), &settings, &[]);
+    let daemon = Daemon::start_in(tempfile::tempdir().unwrap(), &settings, &[]);
     client.wait_online();
-    let finished =
-        |client: &Peer, id: &str| client.answers.get(id).is_some_and(|a| a.iter().any(|a| a.starts_with("You")));
-    while killed < kills || asked < requests || (0..asked).any(|n| !finished(&client, &n.to_string())) {
-        let burst = (requests - asked).min(requests.div_ceil(kills.max(1)));
-        for number in asked..asked + burst {
-            client.ask(&number.to_string(), &format!("p{number}"));
-        }
-        asked += burst;
-        let pause = Duration::from_micros(random.u64(..if fast { 60_000 } else { 600_000 }));
-        client.run(pause, |_| false);
-        // A client that was told `busy` asks again, and now and then one that has its answer does: about ten each time,
-        // or a slow machine would be busy with repetitions for ever.
-        let again: Vec<String> = (0..asked)
-            .map(|n| n.to_string())
-            .filter(|id| {
-                let said = client.answers.get(id).and_then(|answers| answers.last());
-                said.is_some_and(|said| said.starts_with("error busy") || random.usize(..asked) < 10)
-            })
-            .collect();
-        for id in &again {
-            if client.answers[id].last().is_some_and(|said| said.starts_with("error busy")) {
-                refused += 1;
-                client.answers.get_mut(id).unwrap().clear();
-            }
-            client.ask(id, &format!("p{id}"));
-        }
-        if killed < kills {
-            killed += 1;
-            // The runs of what the client has an answer to; they may not grow any more.
-            let next = Daemon::start_in(daemon.kill(), &settings, &[]);
-            let journal = next.journal();
-            let counts = count(&journal);
-            for id in (0..asked).map(|n| n.to_string()).filter(|id| finished(&client, id)) {
-                runs_when_answered.entry(id.clone()).or_insert_with(|| counts[&format!("p{id}")]);
-            }
-            daemon = next;
-        }
-    }
-    client.run(Duration::from_millis(300), |_| false);
-    let journal = daemon.journal();
-    let counts = count(&journal);
-    let (mut different, mut again) = (0, 0);
-    for number in 0..asked {
-        let id = number.to_string();
-        let texts: BTreeSet<&String> = client.answers[&id].iter().filter(|text| text.starts_with("You")).collect();
-        different += usize::from(texts.len() != 1 || **texts.first().unwrap() != format!("You said: p{id}"));
-        again += usize::from(runs_when_answered.get(&id).is_some_and(|&runs| counts[&format!("p{id}")] > runs));
-    }
-    let twice = counts.values().filter(|&&runs| runs > 1).count();
-    println!(
-        "{killed} kills, {asked} requests: 0 lost, {different} answered with two texts, {again} run again after their \
-         answer; {twice} run more than once, {refused} times busy"
-    );
-    assert_eq!((different, again), (0, 0));
+    let campaign = Campaign {
+        kills: number("EMBERD_KILLS", if fast { 12 } else { 3 }),
+        requests: number("EMBERD_REQUESTS", if fast { 200 } else { 40 }),
+        pause: Duration::from_millis(if fast { 60 } else { 600 }),
+        prompt: &|n| format!("p{n}"),
+        expected: &|n| Some(format!("You said: p{n}")),
+        again: &|daemon: Daemon| Daemon::start_in(daemon.kill(), &settings, &[]),
+        runs: &|daemon| count(daemon.journal().lines().filter_map(|line| line.strip_prefix("start p"))),
+    };
+    campaign.run(&mut client, daemon);
 }
 
-fn count(journal: &str) -> BTreeMap<String, usize> {
+/// The same with the binary and a real model, the bundled one or `EMBERD_MODEL`, on the prompts of its held-out cases.
+/// Runs that came to their end are what its log tells, unless it died between an answer and the line about it. The long run:
+/// `EMBERD_KILLS=1000 EMBERD_REQUESTS=10000 cargo test --release --test durability model -- --nocapture`.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "the same code as with the fake model, and slow")]
+fn random_kills_of_the_binary_with_its_model_lose_nothing() {
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home");
+    let model = std::env::var_os("EMBERD_MODEL").map_or_else(|| home.clone(), Into::into);
+    let cases = std::fs::read_to_string(home.join("cases/heldout.jsonl")).unwrap();
+    let prompt = |case: &str| serde_json::from_str::<Value>(case).unwrap()["prompt"].as_str().map(str::to_owned);
+    let prompts: Vec<String> = cases.lines().filter_map(prompt).collect();
+    let (broker, dir) = (broker(), tempfile::tempdir().unwrap());
+    let mut client = Peer::connect(broker.port);
+    let more = [
+        ("EMBERD__QUEUE__DEPTH", "64"),
+        ("EMBERD__SPOOL__ATTEMPTS", "100"),
+        ("EMBERD__SPOOL__MAX_REQUESTS", "100000"),
+        ("EMBERD__LIMITS__MAX_TOKENS", "100"),
+    ];
+    let settings = broker.settings("");
+    let start = || Served::start(dir.path(), &model, &settings, &more);
+    let daemon = start();
+    client.wait_online();
+    let ended = |served: &Served| {
+        let log = served.log();
+        let answered = log.lines().filter(|line| line.contains(" answered id="));
+        count(answered.filter_map(|line| line.split_once("id=\"peer/")?.1.split('"').next()))
+    };
+    let campaign = Campaign {
+        kills: number("EMBERD_KILLS", 4),
+        requests: number("EMBERD_REQUESTS", 40),
+        pause: Duration::from_millis(if cfg!(debug_assertions) { 3000 } else { 300 }),
+        prompt: &|n| prompts[n % prompts.len()].clone(),
+        expected: &|_| None,
+        again: &|served| {
+            drop(served);
+            start()
+        },
+        runs: &ended,
+    };
+    campaign.run(&mut client, daemon);
+    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    println!("{} requests taken up again after a start", log.matches("taken up again").count());
+}
+
+fn count<'a>(ids: impl Iterator<Item = &'a str>) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
-    for prompt in journal.lines().filter_map(|line| line.strip_prefix("start ")) {
-        *counts.entry(prompt.to_owned()).or_default() += 1;
+    for id in ids {
+        *counts.entry(id.parse().unwrap()).or_default() += 1;
     }
     counts
 }

@@ -32,6 +32,7 @@ pub fn stdout(output: Output) -> String {
 pub struct Served {
     child: Child,
     pub socket: PathBuf,
+    log: PathBuf,
 }
 
 impl Served {
@@ -47,9 +48,16 @@ impl Served {
         fs::write(&file, config).expect("config");
         let mut command = emberd();
         command.arg("serve").arg("--config").arg(&file).envs(environment.iter().copied());
-        let child = command.stderr(Stdio::null()).spawn().expect("emberd serve");
+        let log = dir.join("log");
+        let file = fs::OpenOptions::new().create(true).append(true).open(&log).expect("log");
+        let child = command.stderr(file).spawn().expect("emberd serve");
         wait_for("the socket", || socket.exists().then_some(()));
-        Served { child, socket }
+        Served { child, socket, log }
+    }
+
+    /// What it and those before it in its directory have logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).expect("log")
     }
 
     pub fn pid(&self) -> u32 {
