@@ -180,7 +180,7 @@ fn matches(grammar: &Grammar, text: &[char]) -> bool {
                 if text[at..].starts_with(&wanted) { 1 << (at + wanted.len()) } else { 0 }
             }
             Expr::Rule(rule) => known[*rule][at],
-            Expr::Seq(parts) => parts.iter().fold(1 << at, |from, part| follow(from, part)),
+            Expr::Seq(parts) => parts.iter().fold(1 << at, &follow),
             Expr::Alt(parts) => parts.iter().fold(0, |all, part| all | ends(part, at, text, known)),
             Expr::Repeat(part, least, most) => {
                 let (mut from, mut all) = (1_u32 << at, 0);
