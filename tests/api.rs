@@ -474,6 +474,19 @@ fn responses_whole_streamed_and_refused() {
     assert!(whole["id"].as_str().unwrap().starts_with("resp_"));
     assert_eq!(whole["output"][0]["content"][0]["text"], "let me see");
     assert_eq!(whole["output"][1]["content"][0]["text"], "You said: s|@think a");
+    let usage = &whole["usage"];
+    let number = |name: &str| usage[name].as_u64().unwrap_or_else(|| panic!("{name}: {whole}"));
+    assert_eq!(number("total_tokens"), number("input_tokens") + number("output_tokens"));
+    let chat = daemon
+        .post(
+            CHAT,
+            &json!({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "@think a"}]})
+                .to_string(),
+        )
+        .json();
+    assert_eq!(usage["output_tokens"], chat["usage"]["completion_tokens"], "{whole} {chat}");
+    let seeded = daemon.post("/v1/responses", r#"{"input":"a","seed":77}"#).json();
+    assert_eq!(seeded["seed"], 77);
 
     let body = json!({"input": "@call", "tools": tools, "stream": true});
     let streamed = daemon.post("/v1/responses", &body.to_string());
@@ -488,6 +501,22 @@ fn responses_whole_streamed_and_refused() {
     let last = &events.last().unwrap()["response"];
     assert_eq!((&last["status"], last["output"].as_array().unwrap().len()), (&"completed".into(), 2), "{streamed:?}");
     assert_eq!(last["output"][1]["name"], "set_light");
+
+    let nothing_but_calls = daemon.post(
+        CHAT,
+        &json!({"messages": [{"role": "user", "content": "@call"}],
+                "tools": [{"type": "function", "function": {"name": "set_light"}}]})
+        .to_string(),
+    );
+    assert_eq!(nothing_but_calls.json()["choices"][0]["message"]["content"], Value::Null);
+
+    let pairs = |n: usize| json!({"input": "a", "metadata": (0..n).map(|i| (i.to_string(), json!("x"))).collect::<serde_json::Map<_, _>>()});
+    assert_eq!(daemon.post("/v1/responses", &pairs(16).to_string()).status, 200);
+    let many = daemon.post("/v1/responses", &pairs(17).to_string());
+    assert_eq!((many.status, &many.json()["error"]["param"]), (400, &"metadata".into()));
+    let items = |n: usize| json!({"input": vec![json!({"role": "user", "content": "a"}); n]});
+    let many = daemon.post("/v1/responses", &items(257).to_string());
+    assert_eq!((many.status, &many.json()["error"]["param"]), (400, &"input".into()));
 
     // Failures name fields as responses do.
     let refused = daemon.post("/v1/responses", r#"{"input":"@refuse"}"#);

@@ -160,6 +160,18 @@ fn presets_fill_in_what_a_request_leaves_out() {
     let (_, plain) = send(&daemon.socket, "POST", "/v1/prompt?preset=short&max_tokens=2", "x");
     // The two tokens that were asked for may come in a chunk each.
     assert!(plain.contains("said: ") && !plain.contains("be "), "{plain}");
+    // A preset's number of tokens is a limit, whoever asks for more.
+    let (_, plain) = send(&daemon.socket, "POST", "/v1/prompt?preset=short&max_tokens=9", "x");
+    assert!(plain.contains("be ") && !plain.contains("brief"), "{plain}");
+    for field in ["max_tokens", "max_completion_tokens"] {
+        let (_, answer) = chat(&daemon.socket, &json!({"messages": user("x"), "preset": "short", field: 9}));
+        let choice = &answer["choices"][0];
+        assert_eq!(
+            (&choice["finish_reason"], &answer["usage"]["completion_tokens"]),
+            (&"length".into(), &3.into()),
+            "{answer}"
+        );
+    }
 }
 
 /// Random conversations with the real engine: the same text and the same number of prompt tokens as the whole conversation gives.
