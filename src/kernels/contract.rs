@@ -128,6 +128,7 @@ impl Layout {
     /// Writes whole groups of `rows`, which follow one another, to `groups`, in turns.
     pub fn group(rows: &[u8], row_bytes: usize, groups: &mut [u8]) {
         assert!(row_bytes.is_multiple_of(CHUNK) && rows.len() == groups.len());
+        assert!(rows.len().is_multiple_of(GROUP * row_bytes), "{} bytes in groups", rows.len());
         for (rows, group) in rows.chunks_exact(GROUP * row_bytes).zip(groups.chunks_exact_mut(GROUP * row_bytes)) {
             for (i, turn) in group.chunks_exact_mut(CHUNK).enumerate() {
                 turn.copy_from_slice(&rows[i % GROUP * row_bytes + i / GROUP * CHUNK..][..CHUNK]);
@@ -213,10 +214,11 @@ impl<'a> Codes<'a> {
     /// When they are not there, or begin or end within a group.
     pub fn slice(&self, range: Range<usize>) -> Codes<'a> {
         let n = self.row_bytes();
-        Codes::new(&self.bytes[range.start * n..range.end * n], self.bits, self.k, self.aligned(range.start))
+        self.begins(range.start);
+        Codes::new(&self.bytes[range.start * n..range.end * n], self.bits, self.k, self.layout)
     }
 
-    /// The `R` rows from `r` on: one, where rows follow one another, or a group.
+    /// The `R` rows from `r` on: any where rows follow one another, else a group.
     ///
     /// # Panics
     ///
@@ -224,15 +226,15 @@ impl<'a> Codes<'a> {
     #[inline]
     pub fn rows_of<const R: usize>(&self, r: usize) -> RowsOf<'a, R> {
         let n = self.row_bytes();
-        assert!(self.aligned(r) == Layout::Rows || R == GROUP, "{R} rows of a group");
+        self.begins(r);
+        assert!(self.layout == Layout::Rows || R == GROUP, "{R} rows of a group");
         RowsOf { bytes: &self.bytes[r * n..][..R * n], row_bytes: n, layout: self.layout }
     }
 
-    /// The layout, after a look at row `r`, with which something begins.
+    /// Panics when row `r` is within a group.
     #[inline]
-    fn aligned(&self, r: usize) -> Layout {
+    fn begins(&self, r: usize) {
         assert!(self.layout == Layout::Rows || r.is_multiple_of(GROUP), "row {r} within a group");
-        self.layout
     }
 }
 

@@ -165,7 +165,11 @@ fn tile<const BITS: usize, const T: usize>(
     for (p, codes) in block.codes.chunks_exact(ROWS * CODES / (8 / BITS)).enumerate() {
         let codes = &codes[..block.steps * STEP];
         // Planes are padded with zeros, so a step that begins inside one ends there.
-        let q: [&[i8]; T] = std::array::from_fn(|i| &x.token(t + i)[p * x.stride() + at..][..4 * block.steps]);
+        // A loop: a closure is not inlined into functions of the standard library, which are not compiled for AVX-512.
+        let mut q: [&[i8]; T] = [&[]; T];
+        for (i, q) in q.iter_mut().enumerate() {
+            *q = &x.token(t + i)[p * x.stride() + at..][..4 * block.steps];
+        }
         for (step, codes) in codes.chunks_exact(STEP).enumerate() {
             // SAFETY: a step of codes is as long as the two loads, and every `q` has four bytes for each step.
             #[allow(unsafe_code)]
