@@ -197,6 +197,14 @@ fn check_config_prints_what_takes_effect() {
 }
 
 #[test]
+fn check_config_is_well_when_nobody_reads_it() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = emberd(&["check-config"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
+
+#[test]
 fn configuration_errors_name_layer_key_and_range() {
     let twice = "[[prefix]]\nname = \"a\"\nsystem = \"x\"\n[[prefix]]\nname = \"a\"\nsystem = \"y\"\n";
     type Environment<'a> = &'a [(&'a str, &'a str)];

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::super::error::Error;
+use super::model::print;
 use super::settings::Settings;
 
 #[derive(Args)]
@@ -19,9 +20,9 @@ pub(super) fn run(check: &CheckConfig) -> Result<(), Error> {
     let config = check.settings.load()?;
     let password = if config.mqtt.password()?.is_some() { "set" } else { "none" };
     config.mqtt.encryption()?;
-    if !check.quiet {
-        print!("{}", config.to_toml());
-        println!("\n# node: {}, client id: {}, password: {password}", config.mqtt.node(), config.mqtt.client_id());
+    if check.quiet {
+        return Ok(());
     }
-    Ok(())
+    let (node, client) = (config.mqtt.node(), config.mqtt.client_id());
+    print(&format!("{}\n# node: {node}, client id: {client}, password: {password}\n", config.to_toml()))
 }
