@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -61,7 +62,6 @@ fn requests_are_taken_back_by_their_names() {
 
 #[test]
 fn a_stream_is_taken_back_by_the_id_in_its_pieces() {
-    use std::io::Read;
     let daemon = Daemon::start("");
     let mut stream = daemon.send("POST", CHAT, &daemon.chat("one @hold", r#","stream":true"#));
     let mut seen = String::new();
@@ -428,12 +428,15 @@ fn logprobs_are_those_of_the_logits() {
 fn a_response_that_fails_late_ends_in_order() {
     let daemon = Daemon::start("");
     let body = json!({"input": "@think @hold @fail", "stream": true}).to_string();
-    let sent = daemon.send("POST", "/v1/responses", &body);
-    daemon.wait_journal("start @think @hold @fail");
-    // Time for the text before the failure to go out.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let mut sent = daemon.send("POST", "/v1/responses", &body);
+    let (mut seen, mut piece) = (Vec::new(), [0; 4096]);
+    while !String::from_utf8_lossy(&seen).contains("\"delta\":\"You \"") {
+        let read = sent.read(&mut piece).unwrap();
+        assert!(read > 0, "no text before the failure: {}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&piece[..read]);
+    }
     daemon.release();
-    let events = data(&Response::read(sent));
+    let events = data(&Response::read_on(sent, seen));
     let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
     assert_eq!(
         kinds,

@@ -151,10 +151,9 @@ struct Planned {
 impl Planned {
     /// Gives `write` all of it, about [`PIECE`] bytes at a time.
     fn pieces(&self, mut write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        let &[_, row] = self.shape.as_slice() else { return self.data.chunks(PIECE).try_for_each(write) };
-        if self.layout == Layout::Rows {
+        let (Layout::Groups, &[_, row]) = (self.layout, self.shape.as_slice()) else {
             return self.data.chunks(PIECE).try_for_each(write);
-        }
+        };
         let mut groups = vec![0; (PIECE / (GROUP * row)).max(1) * GROUP * row];
         self.data.chunks(groups.len()).try_for_each(|rows| {
             let groups = &mut groups[..rows.len()];

@@ -180,8 +180,8 @@ impl Reader<'_> {
 /// types, `properties`, `required`, `items`, `enum`, `const`, `nullable`, `anyOf`, `oneOf` and `$ref` within the schema, which is
 /// what the official clients make of their data classes; other keywords are not enforced, nor is a schema within itself.
 pub(super) fn lark(tools: &[Value], marks: Marks) -> String {
-    let (text, named) = Default::default();
-    let mut rules = Rules { text, quote: marks.quote, count: 0, whole: &Value::Null, named };
+    let mut rules =
+        Rules { text: String::new(), quote: marks.quote, count: 0, whole: &Value::Null, named: BTreeMap::new() };
     let names: Vec<String> = tools.iter().map(|tool| rules.tool(&tool["function"])).collect();
     let (open, close, quote) = (marks.open, marks.close, marks.quote);
     let mut text = format!("start: <[{open}]> \"call:\" ({}) <[{close}]>\n", names.join(" | "));

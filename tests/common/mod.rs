@@ -490,14 +490,22 @@ impl std::ops::DerefMut for Sent {
 impl Response {
     /// Waits for the whole answer, which has to be as the document says.
     pub(crate) fn read(sent: Sent) -> Response {
-        let response = Response::parse(sent.stream);
+        Response::read_on(sent, Vec::new())
+    }
+
+    /// As [`Response::read`], where `bytes` of it are read already.
+    pub(crate) fn read_on(sent: Sent, bytes: Vec<u8>) -> Response {
+        let response = Response::parse_on(sent.stream, bytes);
         schema::check(&sent.method, &sent.path, &sent.body, &response);
         response
     }
 
     /// Waits for the whole answer, whatever it says.
-    pub(crate) fn parse(mut stream: UnixStream) -> Response {
-        let mut bytes = Vec::new();
+    pub(crate) fn parse(stream: UnixStream) -> Response {
+        Response::parse_on(stream, Vec::new())
+    }
+
+    fn parse_on(mut stream: UnixStream, mut bytes: Vec<u8>) -> Response {
         let _ = stream.read_to_end(&mut bytes);
         let text = String::from_utf8(bytes).unwrap();
         let (head, rest) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response: {text:?}"));

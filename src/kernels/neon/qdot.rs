@@ -1,7 +1,7 @@
 //! Integer dot products in Armv8.0 NEON: `qs8-qc{2,4,8}w-gemv-4x1-neon` and `qs8-qs8-gemm-4x2-neon`.
 //!
 //! `smlal` multiplies eight bytes and adds them to int16 sums, `sadalp` folds those into int32. An int16 holds 85 products
-//! of 2-bit codes (`3 · 128 = 384`) and 17 of 4-bit codes (`15 · 128 = 1920`), so it is emptied in time: after a chunk at most. Of
+//! of 2-bit codes (`3 · 128 = 384`) and 17 of 4-bit codes (`15 · 128 = 1920`), so it is emptied after 80 and after 16 at most. Of
 //! two 8-bit products (`2 · 2^14`) it holds only one.
 //!
 //! A Cortex-A72 multiplies on one of its two vector pipes: eight products a cycle is the limit, for a prompt and for a

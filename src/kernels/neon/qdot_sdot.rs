@@ -123,7 +123,8 @@ pub(super) fn load_q<const BITS: usize>(token: &[i8], stride: usize, at: usize) 
 #[target_feature(enable = "neon")]
 pub(super) fn last_codes(bytes: &[u8]) -> uint8x16_t {
     let mut padded = [0; 16];
-    padded[..bytes.len().min(16)].copy_from_slice(&bytes[..bytes.len().min(16)]);
+    let len = bytes.len().min(16);
+    padded[..len].copy_from_slice(&bytes[..len]);
     // SAFETY: an array of 16 bytes.
     #[allow(unsafe_code)]
     unsafe {
