@@ -2,12 +2,14 @@
 
 mod common;
 
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::broker::Broker;
 use common::peer::Peer;
@@ -123,6 +125,31 @@ fn events_and_pieces() {
     let names: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
     assert_eq!(names.iter().filter(|name| **name == "started").count(), 1, "{names:?}");
     assert!(names.contains(&"prefill") && names.last() == Some(&"ended"), "{names:?}");
+}
+
+#[test]
+fn pieces_are_numbered_from_nought_without_gaps() {
+    let (_broker, _daemon, peer) = both("events = false");
+    for id in ["1", "2"] {
+        let prompt = format!("@think @slow {id} {}", "words ".repeat(40));
+        peer.send(&format!("emberd/n/req/peer/{id}"), json!({"prompt": prompt, "stream": true}).to_string());
+        let (mut numbers, mut text, mut thought) = (Vec::new(), String::new(), String::new());
+        let answer = loop {
+            let publish = peer.inbox.recv_timeout(PATIENCE).unwrap();
+            let topic = String::from_utf8(publish.topic.to_vec()).unwrap();
+            let Some(kind) = topic.strip_prefix(&format!("emberd/n/res/peer/{id}")) else { continue };
+            let value: Value = serde_json::from_slice(&publish.payload).unwrap();
+            if kind.is_empty() {
+                break value;
+            }
+            assert_eq!(kind, "/tok");
+            numbers.push(value["seq"].as_u64().unwrap());
+            text.push_str(value["text"].as_str().unwrap());
+            thought.push_str(value["thought"].as_str().unwrap_or_default());
+        };
+        assert!(numbers.len() > 3 && numbers.iter().copied().eq(0..numbers.len() as u64), "{numbers:?}");
+        assert_eq!((&answer["text"], &answer["thought"]), (&text.into(), &thought.into()));
+    }
 }
 
 #[test]
@@ -367,6 +394,30 @@ fn deadlines_of_message_and_body_count() {
 }
 
 #[test]
+fn no_deadline_is_later_than_the_configured_one() {
+    let broker = Broker::start();
+    let settings = broker.settings("[limits]\nrequest_timeout_s = 1");
+    let mut daemon = Daemon::start(&settings);
+    let peer = Peer::connect(broker.port, "peer", "#");
+    peer.wait_state("online");
+    let asked = Instant::now();
+    let hour = || PublishProperties { message_expiry_interval: Some(3600), ..PublishProperties::default() };
+    peer.send_with("emberd/n/req/peer/1", r#"{"prompt":"one @hold","timeout_s":3600}"#, hour());
+    assert_eq!(peer.json_on("emberd/n/res/peer/1")["error"]["code"], "expired");
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    peer.send_with("emberd/n/req/peer/2", "two @hold", hour());
+    assert!(peer.text_on("emberd/n/res/peer/2").starts_with("error expired"));
+    // Nor after a restart.
+    peer.send_with("emberd/n/req/peer/3", "three @stall", hour());
+    daemon.wait_journal("start three @stall");
+    let dir = daemon.kill();
+    std::thread::sleep(Duration::from_millis(1100));
+    daemon = Daemon::start_in(dir, &settings, &[]);
+    assert_eq!(peer.text_on("emberd/n/res/peer/3"), "error expired: the deadline passed while the daemon was away");
+    assert_eq!(runs(&daemon, "three"), 1);
+}
+
+#[test]
 fn a_password_from_a_credential_opens_the_door() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let dir = tempfile::tempdir().unwrap();
@@ -459,75 +510,222 @@ fn what_is_dropped_of_a_flood_is_asked_for_again() {
     println!("{} times dropped", daemon.log().matches("one is dropped").count());
 }
 
-/// Several daemons behind one shared subscription.
-#[test]
-fn a_fleet_answers_each_request_once() {
-    let broker = Broker::start();
-    let member = |node: &str, dir| {
-        let settings = broker
-            .settings("share = \"pool\"\nevents = false\n[queue]\ndepth = 64")
-            .replace("\"n\"", &format!("{node:?}"));
-        let daemon = Daemon::start_in(dir, &settings, &[]);
-        daemon.wait_notified("STATUS=serving the socket and MQTT");
-        daemon
-    };
-    let mut fleet: Vec<(&str, Daemon)> =
-        ["one", "two", "three"].map(|node| (node, member(node, tempfile::tempdir().unwrap()))).into();
-    let peer = Peer::connect(broker.port, "peer", "emberd/pool/res/peer/+");
-    let ask = |id: &str, prompt: &str| peer.send(&format!("emberd/pool/req/peer/{id}"), prompt);
-    let mut answers: Vec<(String, String)> = Vec::new();
-    let mut wait = |ids: &[&str]| {
-        while !ids.iter().all(|id| answers.iter().any(|(found, _)| found == id)) {
-            let publish = peer.inbox.recv_timeout(PATIENCE).expect("an answer");
+/// A member of a fleet; all share the requests below `emberd/pool`.
+fn member(broker: &Broker, node: &str, dir: tempfile::TempDir, more: &str) -> Daemon {
+    let settings = broker.settings(&format!("share = \"pool\"\nevents = false\n{more}\n[queue]\ndepth = 200"));
+    let daemon = Daemon::start_in(dir, &settings.replace("\"n\"", &format!("{node:?}")), &[]);
+    daemon.wait_notified("STATUS=serving the socket and MQTT");
+    daemon
+}
+
+/// How often its model began a prompt that starts so, in all its lives.
+fn runs(daemon: &Daemon, prompt: &str) -> usize {
+    daemon.journal().lines().filter(|line| line.starts_with(&format!("start {prompt}"))).count()
+}
+
+/// A client of a fleet that counts what it is told.
+struct Asker {
+    peer: Peer,
+    told: BTreeMap<String, Vec<String>>,
+}
+
+impl Asker {
+    fn connect(broker: &Broker) -> Asker {
+        Asker { peer: Peer::connect(broker.port, "peer", "emberd/+/res/peer/+"), told: BTreeMap::new() }
+    }
+
+    fn ask(&self, id: &str, prompt: &str) {
+        self.peer.send(&format!("emberd/pool/req/peer/{id}"), prompt);
+    }
+
+    fn wait(&mut self, ids: &[String]) {
+        while !ids.iter().all(|id| self.told.contains_key(id)) {
+            let publish = self.peer.inbox.recv_timeout(PATIENCE).expect("an answer");
             let topic = String::from_utf8(publish.topic.to_vec()).unwrap();
             let text = String::from_utf8(publish.payload.to_vec()).unwrap();
-            answers.push((topic.rsplit('/').next().unwrap().to_owned(), text));
+            self.told.entry(topic.rsplit('/').next().unwrap().to_owned()).or_default().push(text);
         }
-        answers.clone()
-    };
-    let runs = |daemon: &Daemon, prompt: &str| {
-        daemon.journal().lines().filter(|line| line.starts_with(&format!("start {prompt}"))).count()
-    };
-    let first: Vec<String> = (0..20).map(|n| format!("a{n}")).collect();
-    first.iter().for_each(|id| ask(id, &format!("first {id}")));
-    wait(&first.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    /// Each was answered once, and as `expected` says. A last question to every member's own tree comes after what it had to say.
+    fn told_once(mut self, nodes: &[&str], expected: impl Fn(&str) -> String) {
+        for node in nodes {
+            self.peer.send(&format!("emberd/{node}/req/peer/last-{node}"), "last");
+        }
+        self.wait(&nodes.iter().map(|node| format!("last-{node}")).collect::<Vec<_>>());
+        for (id, said) in self.told.iter().filter(|(id, _)| !id.starts_with("last-")) {
+            assert!(said.len() == 1 && said[0].starts_with(&expected(id)), "{id}: {said:?}");
+        }
+    }
+}
+
+fn ids(prefix: &str, number: usize) -> Vec<String> {
+    (0..number).map(|n| format!("{prefix}{n}")).collect()
+}
+
+#[test]
+fn a_fleet_of_two_answers_each_request_once() {
+    a_member_dies_during_its_request(&["one", "two"]);
+}
+
+#[test]
+fn a_fleet_of_three_answers_each_request_once() {
+    a_member_dies_during_its_request(&["one", "two", "three"]);
+}
+
+fn a_member_dies_during_its_request(nodes: &[&str]) {
+    let broker = Broker::start();
+    let start = |node: &str| member(&broker, node, tempfile::tempdir().unwrap(), "");
+    let mut fleet: Vec<(&str, Daemon)> = nodes.iter().map(|node| (*node, start(node))).collect();
+    let mut asker = Asker::connect(&broker);
     let all_run =
         |fleet: &[(&str, Daemon)], prompt: &str| fleet.iter().map(|(_, daemon)| runs(daemon, prompt)).sum::<usize>();
+    let first = ids("a", 20);
+    first.iter().for_each(|id| asker.ask(id, &format!("first {id}")));
+    asker.wait(&first);
     assert_eq!(all_run(&fleet, "first"), 20);
     assert!(fleet.iter().all(|(_, daemon)| runs(daemon, "first") > 0), "nobody is left out");
 
     // Each has one in progress. Everybody hears of a cancellation, and one of them has the request.
-    ["x", "y", "z"].iter().for_each(|id| ask(id, &format!("held {id} @hold")));
-    common::wait_for("a request for each", || (all_run(&fleet, "held") == 3).then_some(()));
+    let held = ids("h", nodes.len());
+    held.iter().for_each(|id| asker.ask(id, &format!("held {id} @hold")));
+    common::wait_for("a request for each", || (all_run(&fleet, "held") == nodes.len()).then_some(()));
     assert!(fleet.iter().all(|(_, daemon)| runs(daemon, "held") == 1), "they take turns");
-    let at = fleet.iter().position(|(_, daemon)| runs(daemon, "held x") == 1).unwrap();
+    let at = fleet.iter().position(|(_, daemon)| runs(daemon, "held h0") == 1).unwrap();
     let (node, dies) = fleet.remove(at);
     let dir = dies.kill();
-    ["y", "z"].iter().for_each(|id| peer.send(&format!("emberd/pool/req/peer/{id}/cancel"), ""));
-    wait(&["y", "z"]);
+    held[1..].iter().for_each(|id| asker.peer.send(&format!("emberd/pool/req/peer/{id}/cancel"), ""));
+    asker.wait(&held[1..]);
     // While it is away. Whose turn these are is the broker's business; they are answered once all the same.
-    let later: Vec<String> = (0..6).map(|n| format!("b{n}")).collect();
-    later.iter().for_each(|id| ask(id, &format!("later {id}")));
+    let later = ids("b", 6);
+    later.iter().for_each(|id| asker.ask(id, &format!("later {id}")));
     common::wait_for("some of them", || (all_run(&fleet, "later") > 0).then_some(()));
-    let back = member(node, dir);
+    let back = member(&broker, node, dir, "");
     back.release();
-    let mut all: Vec<&str> = later.iter().map(String::as_str).collect();
-    all.push("x");
-    let answers = wait(&all);
-    assert_eq!((runs(&back, "held x"), all_run(&fleet, "held x")), (2, 0), "it has its own spool");
+    asker.wait(&later);
+    asker.wait(&held);
+    assert_eq!((runs(&back, "held h0"), all_run(&fleet, "held h0")), (2, 0), "it has its own spool");
     assert_eq!(runs(&back, "later") + all_run(&fleet, "later"), 6);
-    assert_eq!(answers.len(), 29, "{answers:?}");
-    for (id, text) in &answers {
-        let expected = match id.as_str() {
-            "x" => "You said: held x @hold".to_owned(),
-            "y" | "z" => "error cancelled".to_owned(),
-            id if id.starts_with('a') => format!("You said: first {id}"),
-            id => format!("You said: later {id}"),
-        };
-        assert!(text.starts_with(&expected), "{id}: {text}");
+    assert_eq!(asker.told.len(), 20 + nodes.len() + 6);
+    // The members' own topics are still there.
+    asker.told_once(nodes, |id| match id.split_at(1) {
+        ("a", _) => format!("You said: first {id}"),
+        ("b", _) => format!("You said: later {id}"),
+        (_, "0") => "You said: held h0 @hold".to_owned(),
+        _ => "error cancelled".to_owned(),
+    });
+}
+
+#[test]
+fn members_leave_and_come_while_requests_flow() {
+    let broker = Broker::start();
+    let nodes = ["one", "two"];
+    let start = |node: &str, dir| member(&broker, node, dir, "");
+    let mut fleet: VecDeque<(&str, Daemon)> =
+        nodes.iter().map(|node| (*node, start(node, tempfile::tempdir().unwrap()))).collect();
+    let mut asker = Asker::connect(&broker);
+    let flow = ids("f", 120);
+    let (client, ids) = (asker.peer.client.clone(), flow.clone());
+    let flowing = std::thread::spawn(move || {
+        for id in ids {
+            let topic = format!("emberd/pool/req/peer/{id}");
+            client.publish(topic, QoS::AtLeastOnce, false, format!("{id} at @slow work")).unwrap();
+            std::thread::sleep(Duration::from_millis(25));
+        }
+    });
+    let mut rounds = 0;
+    while !flowing.is_finished() || rounds < nodes.len() {
+        let (node, mut leaves) = fleet.pop_front().unwrap();
+        leaves.signal(Signal::SIGTERM);
+        assert_eq!(leaves.wait().code(), Some(0), "it drains");
+        fleet.push_back((node, start(node, leaves.into_dir())));
+        rounds += 1;
     }
-    // The daemons' own topics are still there.
-    let own = Peer::connect(broker.port, "own", "emberd/one/res/own/+");
-    own.send("emberd/one/req/own/1", "hello");
-    assert_eq!(own.text_on("emberd/one/res/own/1"), "You said: hello");
+    flowing.join().unwrap();
+    asker.wait(&flow);
+    println!("{rounds} times one left and came back");
+    for (node, daemon) in &fleet {
+        println!("{node} ran {}", runs(daemon, "f"));
+    }
+    for id in &flow {
+        let times: usize = fleet.iter().map(|(_, daemon)| runs(daemon, &format!("{id} "))).sum();
+        assert_eq!(times, 1, "{id}");
+    }
+    asker.told_once(&nodes, |id| format!("You said: {id} at @slow work"));
+}
+
+#[test]
+fn those_who_stay_get_everything_once_the_session_of_one_who_left_has_ended() {
+    let broker = Broker::start_at(common::broker::free_port(), "sys_interval 1");
+    let nodes = ["one", "two"];
+    let [mut leaves, stays] =
+        nodes.map(|node| member(&broker, node, tempfile::tempdir().unwrap(), "session_expiry_s = 1"));
+    let watch = Peer::connect(broker.port, "watch", "$SYS/broker/clients/expired");
+    let mut asker = Asker::connect(&broker);
+    let before = ids("a", 6);
+    before.iter().for_each(|id| asker.ask(id, id));
+    asker.wait(&before);
+    assert!(runs(&leaves, "a") > 0 && runs(&stays, "a") > 0, "they take turns");
+    leaves.signal(Signal::SIGTERM);
+    assert_eq!(leaves.wait().code(), Some(0));
+    while watch.text_on("$SYS/broker/clients/expired") == "0" {}
+    let after = ids("b", 20);
+    after.iter().for_each(|id| asker.ask(id, id));
+    asker.wait(&after);
+    assert_eq!((runs(&leaves, "b"), runs(&stays, "b")), (0, 20));
+    asker.told_once(&nodes[1..], |id| format!("You said: {id}"));
+}
+
+/// What the options of a subscription are on the wire, and not what somebody makes of them.
+#[test]
+fn subscriptions_ask_for_no_retained_messages_and_no_own_ones() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let _daemon = Daemon::start(&format!(
+        "[mqtt]\nenabled = true\nhost = \"127.0.0.1\"\nport = {port}\nnode = \"n\"\nshare = \"pool\"\n"
+    ));
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(packet(&mut stream).0, 0x10, "CONNECT");
+    stream.write_all(&[0x20, 3, 0, 0, 0]).unwrap();
+    let (kind, body) = packet(&mut stream);
+    assert_eq!((kind, body[2]), (0x82, 0), "SUBSCRIBE, and no properties after its packet id");
+    let mut rest = &body[3..];
+    let mut found = Vec::new();
+    while let [high, low, more @ ..] = rest {
+        let (filter, more) = more.split_at(u16::from_be_bytes([*high, *low]).into());
+        found.push((std::str::from_utf8(filter).unwrap(), more[0]));
+        rest = &more[1..];
+    }
+    // Retain Handling 2 and Retain As Published; No Local, but for the shared one, where MQTT forbids it; QoS 1.
+    let (own, shared) = (0b10_1101, 0b10_1001);
+    let expected = [
+        ("emberd/n/req/+/+", own),
+        ("emberd/n/req/+/+/cancel", own),
+        ("$share/pool/emberd/pool/req/+/+", shared),
+        ("emberd/pool/req/+/+/cancel", own),
+        ("homeassistant/status", own),
+    ];
+    assert_eq!(found, expected);
+}
+
+/// The next packet's first byte and what follows its length.
+fn packet(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let mut byte = || {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        byte[0]
+    };
+    let kind = byte();
+    let mut length = 0;
+    for shift in (0..28).step_by(7) {
+        let digit = byte();
+        length |= usize::from(digit & 0x7f) << shift;
+        if digit < 0x80 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).unwrap();
+    (kind, body)
 }

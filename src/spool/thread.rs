@@ -133,8 +133,8 @@ struct Writer {
     store: Option<Store>,
     /// Who hears of what the store held.
     opened: Option<Then<Vec<Held>>>,
-    /// When the store was tried last in vain.
-    failed: Option<Instant>,
+    /// When the store was tried last in vain, and why.
+    failed: Option<(Instant, String)>,
     /// Steps of held requests that the disk has not taken.
     unwritten: Vec<Write>,
 }
@@ -194,8 +194,10 @@ impl Writer {
     /// Opens the store if it is not open, but not too often: every request that fails would cost an attempt.
     fn open(&mut self) -> Result<&mut Store, String> {
         if self.store.is_none() {
-            if self.failed.is_some_and(|at| at.elapsed() < TRY_AGAIN) {
-                return Err("the spool cannot be opened".into());
+            if let Some((at, reason)) = &self.failed
+                && at.elapsed() < TRY_AGAIN
+            {
+                return Err(reason.clone());
             }
             let store = Store::open(&self.path, self.limits).and_then(|store| Ok((store.held()?, store)));
             let (held, store) = store.map_err(|error| self.failure(&error))?;
@@ -209,16 +211,18 @@ impl Writer {
         self.store.as_mut().ok_or_else(String::new)
     }
 
-    /// Says so, once for a series of failures.
+    /// Says so, once for a series of failures of one kind.
     fn failure(&mut self, error: &StoreError) -> String {
-        if self.failed.replace(Instant::now()).is_none() {
+        let reason = error.to_string();
+        let before = self.failed.replace((Instant::now(), reason.clone()));
+        if before.is_none_or(|(_, before)| before != reason) {
             error!(
                 %error,
                 "nothing is admitted over MQTT until the spool can be written: is the disk full or read-only? \
                  A damaged file has to be moved away"
             );
         }
-        error.to_string()
+        reason
     }
 
     fn commit(&mut self, admit: &[Wanted]) -> Result<Vec<Admitted>, String> {

@@ -46,6 +46,7 @@ pub(crate) fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T
 ///
 /// - `@hold` lets it wait in the middle of the answer until the file `release` exists beside the journal,
 /// - `@stall` does so without any step, as an engine that hangs would,
+/// - `@slow` lets it take 10 ms for a word,
 /// - `@think` lets it think first, `@long` makes a long answer, `@params` answers with the sampling parameters,
 /// - `@call` makes it call the tool `set_light` twice, where there are tools,
 /// - `@fail` makes it fail, `@refuse` makes the prompt unacceptable.
@@ -184,6 +185,9 @@ impl Fake {
             if on(Step::Text(word)).is_break() {
                 return Ok(outcome);
             }
+            if text.contains("@slow") {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             while at == 0 && text.contains("@hold") && !self.released() {
                 std::thread::sleep(Duration::from_millis(5));
                 if on(Step::Tick).is_break() {
@@ -267,6 +271,16 @@ impl Daemon {
 
     /// A daemon that was just started.
     pub(crate) fn launch(dir: tempfile::TempDir, settings: &str, environment: &[(&str, &str)]) -> Daemon {
+        Daemon::launch_by(&[], dir, settings, environment)
+    }
+
+    /// As [`Daemon::launch`], by a command that runs another one in its place.
+    pub(crate) fn launch_by(
+        runner: &[String],
+        dir: tempfile::TempDir,
+        settings: &str,
+        environment: &[(&str, &str)],
+    ) -> Daemon {
         let at = |name: &str| dir.path().join(name);
         let socket = at("emberd.sock");
         let has = |section: &str| settings.contains(section);
@@ -292,7 +306,7 @@ impl Daemon {
         // A write beyond `limit_file_size` is an error, as on a full disk, and no signal.
         let plain = command(std::env::current_exe().unwrap());
         let mut command = Command::new("env");
-        command.arg("--ignore-signal=XFSZ").arg(plain.get_program()).args(plain.get_args());
+        command.arg("--ignore-signal=XFSZ").args(runner).arg(plain.get_program()).args(plain.get_args());
         command.args(["--exact", "daemon_child", "--ignored", "--nocapture", "--test-threads=1"]);
         command.env(CHILD, at("config.toml")).env("NOTIFY_SOCKET", at("notify")).envs(environment.iter().copied());
         command.env_remove("WATCHDOG_PID");

@@ -170,14 +170,14 @@ impl Link {
         }
     }
 
-    /// Subscribes to the request tree: QoS 1 at most, no retained messages, and the retain flag as it was published.
-    /// The broker may deny those of `wishes`.
+    /// Subscribes to the request tree: QoS 1 at most, no retained messages, and the retain flag as it was published; none of
+    /// its own, which MQTT has as an error in a shared subscription. The broker may deny those of `wishes`.
     pub(super) fn subscribe(&mut self, filters: Vec<String>, wishes: Vec<String>) -> bool {
         self.needed = filters.len();
         let filters = filters.into_iter().chain(wishes).map(|path| Filter {
+            nolocal: !path.starts_with("$share/"),
             path,
             qos: QoS::AtLeastOnce,
-            nolocal: true,
             preserve_retain: true,
             retain_forward_rule: RetainForwardRule::Never,
         });
