@@ -662,7 +662,8 @@ impl<D> Campaign<'_, D> {
             if killed >= self.kills && asked >= self.requests && open.is_empty() {
                 break;
             }
-            if open.is_empty() || asked - open.len() > most {
+            // While it is killed again and again, a slow machine may get nowhere.
+            if killed < self.kills || open.is_empty() || asked - open.len() > most {
                 (most, since) = (asked - open.len(), Instant::now());
             }
             let told = || open.iter().map(|n| (*n, client.answers.get(&n.to_string()))).collect::<Vec<_>>();
@@ -672,6 +673,10 @@ impl<D> Campaign<'_, D> {
                 client.ask_in_between(&n.to_string(), &(self.prompt)(n));
             }
             asked += burst;
+            // Every other kill comes some time after a connection, the others whenever they come.
+            if random.bool() {
+                client.wait_online();
+            }
             client.run(Duration::from_micros(random.u64(..self.pause.as_micros() as u64)), |_| false);
             // A client that was told to come later asks again, and now and then one that has its answer does: about ten
             // each time, or a slow machine would be busy with repetitions for ever.
@@ -692,6 +697,7 @@ impl<D> Campaign<'_, D> {
             }
             if killed < self.kills {
                 killed += 1;
+                client.online = false;
                 daemon = (self.again)(daemon);
                 // The runs of what the client has an answer to; they may not grow any more.
                 let runs = (self.runs)(&daemon);

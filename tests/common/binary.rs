@@ -38,6 +38,8 @@ pub struct Served {
 impl Served {
     pub fn start(dir: &Path, model: &Path, more: &str, environment: &[(&str, &str)]) -> Served {
         let socket = dir.join("emberd.sock");
+        // One that was killed leaves it.
+        let _ = fs::remove_file(&socket);
         let file = dir.join("config.toml");
         let config = format!(
             "[model]\npath = {}\ncontext = 512\n[socket]\npath = {}\n[spool]\npath = {}\n{more}",
