@@ -728,7 +728,7 @@ impl<D> Campaign<'_, D> {
 }
 
 /// Kills at random; `EMBERD_KILLS` and `EMBERD_REQUESTS` set the numbers. The long run:
-/// `EMBERD_KILLS=1000 EMBERD_REQUESTS=10000 cargo test --release --test durability random -- --nocapture`.
+/// `EMBERD_KILLS=1000 EMBERD_REQUESTS=10000 cargo test --release --test durability random_kills_lose -- --nocapture`.
 #[test]
 fn random_kills_lose_nothing_and_repeat_nothing() {
     let fast = cfg!(target_arch = "x86_64");
