@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use common::binary::{Served, emberd, run, stdout};
+use common::broker::Broker;
+use common::peer::Peer;
 use common::{Daemon, Response, daemon_child as child};
 use serde_json::{Value, json};
 
@@ -147,6 +149,137 @@ fn one_request_of_a_session_at_a_time() {
     daemon.release();
     assert_eq!(first.join().expect("answered").0, 200);
     assert_eq!(chat(&daemon.socket, &json!({"messages": user("b"), "session": "s"})).1["session"]["known_messages"], 2);
+}
+
+/// A client of MQTT that knows the topics of its requests.
+struct Client(Peer, &'static str);
+
+impl Client {
+    fn connect(broker: &Broker, name: &'static str) -> Client {
+        let peer = Peer::connect(broker.port, name, "emberd/n/#");
+        peer.wait_state("online");
+        Client(peer, name)
+    }
+
+    fn send(&self, id: &str, body: &Value) {
+        self.0.send(&format!("emberd/n/req/{}/{id}", self.1), body.to_string());
+    }
+
+    fn answer(&self, id: &str) -> Value {
+        self.0.json_on(&format!("emberd/n/res/{}/{id}", self.1))
+    }
+
+    fn ask(&self, id: &str, body: Value) -> Value {
+        self.send(id, &body);
+        self.answer(id)
+    }
+}
+
+#[test]
+fn clients_of_mqtt_have_sessions_of_their_own() {
+    let broker = Broker::start();
+    let daemon = Daemon::start(&broker.settings(""));
+    let (a, b) = (Client::connect(&broker, "a"), Client::connect(&broker, "b"));
+    let known = |number: usize| json!({"id": "s", "known_messages": number});
+    let first = a.ask("1", json!({"prompt": "one", "system": "i", "session": "s"}));
+    assert_eq!((&first["text"], &first["session"]), (&"You said: i|one".into(), &known(0)));
+    let other = b.ask("1", json!({"prompt": "mine", "session": "s"}));
+    assert_eq!((&other["text"], &other["session"]), (&"You said: mine".into(), &known(0)));
+    let (_, socket) = chat(&daemon.socket, &json!({"messages": user("x"), "session": "s"}));
+    assert_eq!((content(&socket), &socket["session"]), ("You said: x", &known(0)));
+    assert_eq!(send(&daemon.socket, "DELETE", "/v1/sessions/s", "").0, 200);
+    assert_eq!(send(&daemon.socket, "DELETE", "/v1/sessions/s", "").0, 404);
+
+    let two = json!({"messages": user("two"), "session": {"id": "s", "resume": true}});
+    let second = a.ask("2", two.clone());
+    assert_eq!((&second["text"], &second["session"]), (&"You said: i|one|You said: i|one|two".into(), &known(3)));
+    // Who repeats a request gets its answer and adds nothing, also while the session is in use.
+    assert_eq!(a.ask("2", two.clone()), second);
+    a.send("3", &json!({"prompt": "three @hold", "session": "s"}));
+    let busy = a.ask("4", json!({"prompt": "four", "session": "s"}));
+    assert_eq!(busy["error"]["code"], "session_busy", "{busy}");
+    assert_eq!(a.ask("2", two), second);
+    daemon.release();
+    assert_eq!(a.answer("3")["session"], known(5));
+    assert_eq!(a.ask("4", json!({"prompt": "four", "session": "s"}))["session"], known(7));
+    assert_eq!(b.ask("2", json!({"prompt": "b", "session": "s"}))["text"], "You said: mine|You said: mine|b");
+
+    // What failed is no part of it, and calls of tools are.
+    assert_eq!(b.ask("3", json!({"prompt": "@fail", "session": "s"}))["error"]["code"], "internal");
+    assert_eq!(b.ask("4", json!({"prompt": "@refuse", "session": "s"}))["error"]["code"], "bad_request");
+    assert_eq!(b.ask("5", json!({"prompt": "c", "session": "s"}))["session"], known(4));
+    let tools = json!([{"type": "function", "function": {"name": "set_light"}}]);
+    let called = b.ask("6", json!({"prompt": "@call", "tools": tools, "session": "t"}));
+    let result = json!([{"role": "tool", "tool_call_id": called["tool_calls"][0]["id"], "content": "done"}]);
+    assert_eq!(b.ask("7", json!({"messages": result, "session": "t"}))["text"], "You said: @call||done");
+}
+
+#[test]
+fn wrong_sessions_over_mqtt_are_refused() {
+    let broker = Broker::start();
+    let _daemon = Daemon::start(&broker.settings("share = \"pool\""));
+    let a = Client::connect(&broker, "a");
+    let gone = a.ask("1", json!({"prompt": "p", "session": {"id": "s", "resume": true}}));
+    assert_eq!(gone["error"]["code"], "session_gone", "{gone}");
+    let wrong = |answer: &Value| {
+        let error = &answer["error"];
+        assert_eq!((&error["code"], &error["param"]), (&"bad_request".into(), &"session".into()), "{answer}");
+    };
+    let long = "x".repeat(129);
+    for bad in [json!(1), json!(""), json!("a b"), json!("b/s"), json!(long), json!({"resume": true})] {
+        wrong(&a.ask("2", json!({"prompt": "p", "session": bad})));
+    }
+    wrong(&a.ask("2", json!({"prompt": "p", "session": {"id": "a", "resume": 1}})));
+    wrong(&a.ask("2", json!({"prompt": "p", "session": "s", "raw": true})));
+    // A message without an id may come twice, and one to several daemons may go to any.
+    wrong(&a.ask("-", json!({"prompt": "p", "session": "s"})));
+    let other = Peer::connect(broker.port, "other", "emberd/pool/res/a/1");
+    a.0.send("emberd/pool/req/a/1", json!({"prompt": "p", "session": "s"}).to_string());
+    wrong(&other.json_on("emberd/pool/res/a/1"));
+    assert_eq!(a.ask("3", json!({"prompt": "p", "session": "s"}))["session"]["known_messages"], 0);
+}
+
+/// Wherever the daemon dies during the second turn of a session, the turn is in it once, or the session is gone.
+#[test]
+fn a_crash_adds_no_turn_twice() {
+    let broker = Broker::start();
+    let settings = broker.settings("");
+    let two = json!({"prompt": "two", "session": "s"});
+    let said = "You said: one|You said: one|two";
+    // Where the answer was not kept yet, the request runs again and its session goes on.
+    for (place, goes_on) in [
+        ("mqtt.admitted", true),
+        ("mqtt.acknowledged", true),
+        ("mqtt.started", true),
+        ("mqtt.ended", true),
+        ("mqtt.stored", false),
+        ("mqtt.completed", false),
+    ] {
+        let fail = format!("{place}:2");
+        let mut first = Daemon::start_in(tempfile::tempdir().expect("directory"), &settings, &[("EMBERD_FAIL", &fail)]);
+        let client = Client::connect(&broker, "a");
+        assert_eq!(client.ask("1", json!({"prompt": "one", "session": "s"}))["session"]["known_messages"], 0);
+        client.send("2", &two);
+        first.wait();
+        let second = Daemon::start_in(first.into_dir(), &settings, &[]);
+        let answer = client.answer("2");
+        assert_eq!((&answer["text"], &answer["session"]["known_messages"]), (&said.into(), &2.into()), "{place}");
+        // As often as it is repeated.
+        for _ in 0..2 {
+            let again = client.ask("2", two.clone());
+            assert_eq!((&again["text"], &again["session"]), (&answer["text"], &answer["session"]), "{place}");
+        }
+        let third = client.ask("3", json!({"prompt": "three", "session": {"id": "s", "resume": true}}));
+        if goes_on {
+            assert_eq!(third["session"]["known_messages"], 4, "{place}: {third}");
+            assert_eq!(third["text"], format!("You said: one|You said: one|two|{said}|three"), "{place}");
+        } else {
+            assert_eq!(third["error"]["code"], "session_gone", "{place}: {third}");
+            let anew = client.ask("4", json!({"prompt": "three", "session": "s"}));
+            assert_eq!(anew["session"]["known_messages"], 0, "{place}: {anew}");
+        }
+        drop(second);
+    }
 }
 
 #[test]

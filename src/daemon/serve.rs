@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ use crate::governor::{Decision, Governor, Handle};
 use crate::scheduler::backend::{Backend, ModelInfo};
 use crate::scheduler::{Options, Scheduler};
 use crate::spool;
-use crate::transport::socket::{BindError, Limits, Listener, Service, SessionLimits};
+use crate::transport::sessions::{self, Sessions};
+use crate::transport::socket::{BindError, Limits, Listener, Service};
 use crate::transport::wire::Topics;
 use crate::transport::{mqtt, socket};
 
@@ -78,10 +80,12 @@ where
     let mut doors = JoinSet::new();
     let known = heard_rules.clone();
     let presets = move || known.borrow().presets.clone();
-    let service = Service::new(engine.scheduler.clone(), model.clone(), socket_limits(&config), presets);
+    let sessions = Arc::new(Sessions::new(session_limits(&config)));
+    let limits = socket_limits(&config);
+    let service = Service::new(engine.scheduler.clone(), model.clone(), limits, Arc::clone(&sessions), presets);
     doors.spawn(socket::serve(listener, service, stopped.clone(), GRACE));
     if config.mqtt.enabled {
-        let options = mqtt::Options { password, tls, rules: heard_rules, ..mqtt_options(&config, &model) };
+        let options = mqtt::Options { password, tls, rules: heard_rules, ..mqtt_options(&config, &model, sessions) };
         doors.spawn(mqtt::run(options, engine.scheduler.clone(), stopped, connected));
     }
     tell(&[NotifyState::Ready, NotifyState::Status(status(&config, false))]);
@@ -245,16 +249,16 @@ fn socket_limits(config: &Config) -> Limits {
         header_timeout: Duration::from_secs(config.socket.header_timeout_s),
         body_bytes: config.limits.body_bytes,
         request_timeout: config.limits.request_timeout(),
-        sessions: SessionLimits {
-            number: config.sessions.max,
-            bytes: config.sessions.max_bytes,
-            idle: Duration::from_secs(config.sessions.idle_s),
-        },
     }
 }
 
+fn session_limits(config: &Config) -> sessions::Limits {
+    let config::Sessions { max, max_bytes, idle_s } = config.sessions;
+    sessions::Limits { number: max, bytes: max_bytes, idle: Duration::from_secs(idle_s) }
+}
+
 /// All but the secrets and what was checked at the start.
-fn mqtt_options(config: &Config, model: &ModelInfo) -> mqtt::Options {
+fn mqtt_options(config: &Config, model: &ModelInfo, sessions: Arc<Sessions>) -> mqtt::Options {
     let c = &config.mqtt;
     let home_assistant = Some(c.homeassistant.clone()).filter(|prefix| !prefix.is_empty());
     let info = json!({
@@ -294,6 +298,7 @@ fn mqtt_options(config: &Config, model: &ModelInfo) -> mqtt::Options {
         events: c.events,
         batch: Duration::from_millis(c.batch_ms),
         rules: watch::channel(mqtt::Rules::default()).1,
+        sessions,
         stats_every: Duration::from_secs(c.stats_s),
         home_assistant,
         model: model.name.clone(),

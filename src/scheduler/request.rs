@@ -49,6 +49,10 @@ pub enum Code {
     Cancelled,
     /// The id is in use with another body.
     DuplicateMismatch,
+    /// A request of its session waits or runs.
+    SessionBusy,
+    /// Its session is not known, and it cannot do without.
+    SessionGone,
     /// The daemon is about to end.
     ShuttingDown,
     /// The processor is too hot to take more; try again later.
@@ -69,6 +73,8 @@ impl Code {
             Code::Expired => "expired",
             Code::Cancelled => "cancelled",
             Code::DuplicateMismatch => "duplicate_mismatch",
+            Code::SessionBusy => "session_busy",
+            Code::SessionGone => "session_gone",
             Code::ShuttingDown => "shutting_down",
             Code::Overheated => "overheated",
             Code::LowMemory => "low_memory",

@@ -7,6 +7,7 @@
 //! preset   what requests need not bring
 //! tools    declarations and calls of tools
 //! fields   JSON fields with their ranges, shared by both
+//! sessions conversations that go on
 //! logprobs how likely tokens were
 //! ```
 
@@ -16,6 +17,7 @@ pub mod mqtt;
 pub mod openai;
 pub mod preset;
 pub mod responses;
+pub mod sessions;
 pub mod socket;
 pub mod tools;
 mod waiting;

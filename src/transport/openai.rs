@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::fields::{Fields, messages, unsupported, wrong};
 use super::preset::Presets;
+use super::sessions::Session;
 use super::tools::Shape;
 use super::{logprobs, tools};
 use crate::scheduler::backend::{Call, Finish, Input, InputError, Logprob, MAX_TOP, Sampling, Vocabulary};
@@ -85,60 +86,6 @@ pub struct ChatRequest {
     pub include_usage: bool,
     /// The conversation that it continues.
     pub session: Option<Session>,
-}
-
-/// A conversation that the daemon knows by its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
-    /// Its name.
-    pub id: String,
-    /// Whether it has to be known already.
-    pub resume: bool,
-}
-
-/// Longest name of a session.
-const MAX_SESSION: usize = 128;
-
-fn is_session(id: &str) -> bool {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-    (1..=MAX_SESSION).contains(&id.len()) && id.bytes().all(known)
-}
-
-impl Session {
-    /// The session that a header names, or what the request says itself; both have to name the same one.
-    ///
-    /// # Errors
-    ///
-    /// When the header is no name of a session, or that of another one.
-    pub fn or(header: Option<&[u8]>, own: Option<Session>) -> Result<Option<Session>, InputError> {
-        let Some(header) = header else { return Ok(own) };
-        let id = std::str::from_utf8(header).ok().filter(|id| is_session(id)).ok_or_else(|| {
-            let message = format!("X-Session-Id: expected a name of 1 to {MAX_SESSION} letters, digits and -_.:");
-            InputError::new("session", message)
-        })?;
-        if own.as_ref().is_some_and(|own| own.id != id) {
-            return Err(InputError::new("session", "session: another one than that of the header X-Session-Id"));
-        }
-        Ok(own.or_else(|| Some(Session { id: id.to_owned(), resume: false })))
-    }
-
-    /// Takes `session`: a name, or an object with `id` and `resume`.
-    ///
-    /// # Errors
-    ///
-    /// When it is something else.
-    pub fn take(fields: &mut Fields) -> Result<Option<Session>, InputError> {
-        let Some(value) = fields.take("session") else { return Ok(None) };
-        let id = value.as_str().or_else(|| value["id"].as_str()).filter(|id| is_session(id));
-        let resume = match &value["resume"] {
-            Value::Null => Some(false),
-            other => other.as_bool(),
-        };
-        let expected =
-            format!("a name of 1 to {MAX_SESSION} letters, digits and -_.:, or {{\"id\": …, \"resume\": true}}");
-        let (Some(id), Some(resume)) = (id, resume) else { return Err(wrong("session", expected, &value)) };
-        Ok(Some(Session { id: id.to_owned(), resume }))
-    }
 }
 
 impl ChatRequest {
@@ -377,6 +324,8 @@ pub fn timings(answer: &Answer) -> Value {
 pub fn failure(failure: &Failure) -> (u16, Value) {
     let (status, code) = match failure.code {
         Code::BadRequest => (400, failure.code.name()),
+        Code::SessionBusy => (409, failure.code.name()),
+        Code::SessionGone => (410, failure.code.name()),
         Code::DuplicateMismatch => (422, failure.code.name()),
         // The name that OpenAI's clients know.
         Code::TooLarge => (400, "context_length_exceeded"),

@@ -28,6 +28,7 @@ use serde_json::{Map, Value, json};
 use super::fields::{Fields, conversation, messages};
 use super::openai;
 use super::preset::{Preset, Presets};
+use super::sessions::Session;
 use super::tools;
 use crate::scheduler::backend::{Input, InputError, Sampling};
 use crate::scheduler::{Answer, Failure, Priority};
@@ -281,6 +282,8 @@ pub struct WireRequest {
     pub timeout_s: Option<u64>,
     /// Which requests it goes before.
     pub priority: Priority,
+    /// The conversation that it continues.
+    pub session: Option<Session>,
 }
 
 impl WireRequest {
@@ -335,6 +338,10 @@ impl WireRequest {
         let mut sampling = fields.sampling()?;
         let tools = tools::take(&mut fields, &mut sampling, tools::Shape::Chat)?;
         let raw = fields.flag("raw")?.unwrap_or(false);
+        let session = Session::take(&mut fields)?;
+        if raw && session.is_some() {
+            return Err(InputError::new("session", "session: not together with \"raw\": true"));
+        }
         let system = fields.text("system")?;
         let mut input = match (fields.text("prompt")?, fields.take("messages")) {
             (Some(_), Some(_)) => return Err(InputError::new("prompt", "prompt: not together with messages")),
@@ -360,13 +367,14 @@ impl WireRequest {
             events: fields.flag("events")?,
             timeout_s: fields.integer("timeout_s", 1..=86_400)?,
             priority: fields.priority()?,
+            session,
             sampling,
         })
     }
 }
 
-/// The payload of a final answer.
-pub fn answer(form: Form, key: &Key, model: &str, answer: &Answer) -> Vec<u8> {
+/// The payload of a final answer; `session` is what is told of the conversation that it continues.
+pub fn answer(form: Form, key: &Key, model: &str, answer: &Answer, session: Option<Value>) -> Vec<u8> {
     match form {
         Form::Text => answer.text.clone().into_bytes(),
         Form::Json => {
@@ -384,6 +392,9 @@ pub fn answer(form: Form, key: &Key, model: &str, answer: &Answer) -> Vec<u8> {
             }
             if !answer.calls.is_empty() {
                 value["tool_calls"] = tools::calls(key.level(), 0, &answer.calls);
+            }
+            if let Some(session) = session {
+                value["session"] = session;
             }
             value.to_string().into_bytes()
         }

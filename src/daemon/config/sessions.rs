@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::values::{ConfigError, range};
 
-/// Section `[sessions]`: conversations of the socket that are continued without being sent again.
+/// Section `[sessions]`: conversations that are continued without being sent again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sessions {

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use super::super::sessions::Lease;
 use super::super::waiting::stopped;
 use super::super::wire::{self, Asked, Form, Key, MAX_CORRELATION, WireRequest};
 use super::link::{Link, Lost, Message, News, PACKET_OVERHEAD, Receipt};
@@ -18,8 +19,8 @@ use super::options::Options;
 use super::outbox::{Entry, Outbox};
 use super::presence::{self, Presence};
 use super::reply::{self, Address};
-use crate::scheduler::backend::InputError;
-use crate::scheduler::{Answer, Code, Failure, Scheduler};
+use crate::scheduler::backend::{Input, InputError};
+use crate::scheduler::{Answer, Code, Failure, Request, Scheduler};
 use crate::spool::{Admission, Held, Spool, State, fail_point, now_s};
 
 /// Time that the farewell may take.
@@ -265,15 +266,27 @@ impl Door {
             return;
         }
         let Message { payload, preset, .. } = message;
-        let envelope = Envelope { form, address, preset, payload };
+        let mut envelope = Envelope { form, address, preset, payload, before: Vec::new() };
         let (mut request, wire) = match open::request(&self.options, &key, &digest, &envelope) {
             Ok(parsed) => parsed,
             Err(error) => return self.refuse(&key, form, envelope.address, receipt, error.into()),
         };
-        let room = self.room(&request);
+        let mut room = self.room(&request);
         if matches!(&room, Err(failure) if failure.code == Code::ShuttingDown) && receipt.is_some() {
             // The broker keeps it for the next start.
             return;
+        }
+        let mut lease = None;
+        if let (Ok(()), Some(session)) = (&room, wire.session.clone()) {
+            // What is not admitted for its session may still be a repetition, which gets its answer.
+            match self.options.sessions.begin(Some(&key.client), session, said(&request), Instant::now()) {
+                Ok(begun) => {
+                    envelope.remember(begun.before());
+                    go_on(&mut request, &begun);
+                    lease = Some(begun);
+                }
+                Err(failure) => room = Err(failure),
+            }
         }
         let limit = self.options.request_timeout.as_secs();
         let limits = [Some(limit), message.expiry_s.map(u64::from), wire.timeout_s];
@@ -288,12 +301,12 @@ impl Door {
         let stage = Stage::Admitting(Box::new(request), room.err());
         let wanted = self.options.wanted(&wire, &key.client);
         let mut open = Open::new(key, stage, &envelope, digest, wanted);
-        open.receipt = receipt;
+        (open.receipt, open.lease) = (receipt, lease);
         self.open.push(open);
     }
 
     /// Whether the request could wait for its turn, those counted that the spool is about to admit.
-    fn room(&self, request: &crate::scheduler::Request) -> Result<(), Failure> {
+    fn room(&self, request: &Request) -> Result<(), Failure> {
         let (mut all, mut own) = (0, 0);
         for open in &self.open {
             if let Stage::Admitting(other, None) = &open.stage {
@@ -373,7 +386,7 @@ impl Door {
     }
 
     /// Hands a request that is on disk to the scheduler.
-    fn ask(&mut self, mut open: Open, request: crate::scheduler::Request) {
+    fn ask(&mut self, mut open: Open, request: Request) {
         let (spool, path) = (Arc::clone(&self.spool), open.key.path());
         let begin = move || {
             let (sender, written) = channel();
@@ -400,8 +413,7 @@ impl Door {
         if let Some(entries) = answer.as_deref().and_then(open::decode) {
             let topic = entries.last().map_or_else(String::new, |entry| entry.topic.clone());
             let address = Address { topic, correlation: None };
-            let envelope = Envelope { form: Form::Json, address, preset: None, payload: Vec::new() };
-            let open = open(&envelope, Wanted::default());
+            let open = open(&empty(address), Wanted::default());
             info!(id = path, "the answer is sent again");
             self.publish(&open.key, entries);
             return self.open.push(open);
@@ -409,14 +421,13 @@ impl Door {
         let Some(envelope) = Envelope::decode(&request) else {
             error!(id = path, "the spool has this request in a form that this version does not know; it is given up");
             let address = Address { topic: self.options.topics.response(&key), correlation: None };
-            let envelope = Envelope { form: Form::Json, address, preset: None, payload: Vec::new() };
             let why =
                 "another version of emberd kept this request, and this one cannot read it; send it under another id";
-            return self.give_up(open(&envelope, Wanted::default()), Failure::new(Code::Internal, why));
+            return self.give_up(open(&empty(address), Wanted::default()), Failure::new(Code::Internal, why));
         };
         let parsed = open::request(&self.options, &key, &head.digest, &envelope);
         let wanted = |(_, wire): &(_, WireRequest)| self.options.wanted(wire, &key.client);
-        let open = open(&envelope, parsed.as_ref().map_or_else(|_| Wanted::default(), wanted));
+        let mut open = open(&envelope, parsed.as_ref().map_or_else(|_| Wanted::default(), wanted));
         if head.state == State::Running && head.attempts >= self.options.attempts {
             let attempts = head.attempts;
             error!(id = path, attempts, "this request was running each time the daemon died; it is given up");
@@ -433,9 +444,15 @@ impl Door {
                 let failure = Failure::new(Code::Expired, "the deadline passed while the daemon was away");
                 self.give_up(open, failure);
             }
-            Ok((mut request, _)) => {
+            Ok((mut request, wire)) => {
                 info!(id = path, attempts = head.attempts, "taken up again");
                 request.deadline = Instant::now().checked_add(Duration::from_secs(left.into()));
+                if let Some(session) = wire.session {
+                    let (before, more) = (envelope.before(), said(&request));
+                    let lease = self.options.sessions.begin_again(&key.client, session, before, more);
+                    go_on(&mut request, &lease);
+                    open.lease = Some(lease);
+                }
                 self.ask(open, request);
             }
         }
@@ -445,7 +462,7 @@ impl Door {
     fn refuse(&mut self, key: &Key, form: Form, address: Address, receipt: Option<Receipt>, failure: Failure) {
         debug!(id = key.path(), code = failure.code.name(), "refused over MQTT");
         self.scheduler.refused(&failure);
-        let mut entries = reply::entries(&self.options, form, key, &address, &Err(failure));
+        let mut entries = reply::entries(&self.options, form, key, &address, None, &Err(failure));
         if let Some(last) = entries.last_mut() {
             last.receipt = receipt;
         }
@@ -507,7 +524,12 @@ impl Door {
     /// Gives the end of a request to the spool; it goes out when it is on disk.
     fn finish(&mut self, mut open: Open, result: &Result<Answer, Failure>) {
         fail_point("mqtt.ended");
-        let entries = reply::entries(&self.options, open.form, &open.key, &open.address, result);
+        let lease = open.lease.take();
+        let session = lease.as_ref().map(Lease::told);
+        let entries = reply::entries(&self.options, open.form, &open.key, &open.address, session, result);
+        if let (Some(lease), Ok(answer)) = (lease, result) {
+            lease.answered(answer, open.key.level());
+        }
         let (inbox, named) = (self.inbox.clone(), open.key.clone());
         self.spool.answered(open.key.path(), open::encode(&entries), move |_| inbox.tell(SpoolNews::Stored(named)));
         open.stage = Stage::Answered(entries);
@@ -572,7 +594,7 @@ impl Door {
         }
         let failure = Failure::new(Code::TooLarge, format!("the answer is larger than the broker's {limit} bytes"));
         let address = Address { topic: entry.topic, correlation: entry.correlation };
-        let small = reply::entries(&self.options, open.form, &key, &address, &Err(failure));
+        let small = reply::entries(&self.options, open.form, &key, &address, None, &Err(failure));
         self.publish(&key, small);
     }
 
@@ -608,6 +630,26 @@ fn mismatch() -> Failure {
 
 fn busy(why: String) -> Failure {
     Failure { retry_after_s: Some(10), ..Failure::new(Code::Busy, why) }
+}
+
+/// The messages of a request.
+fn said(request: &Request) -> Vec<Value> {
+    match &request.input {
+        Input::Chat { messages: Value::Array(messages), .. } => messages.clone(),
+        _ => Vec::new(),
+    }
+}
+
+/// Puts what is known of the session before the messages of a request.
+fn go_on(request: &mut Request, lease: &Lease) {
+    if let Input::Chat { messages, .. } = &mut request.input {
+        *messages = lease.conversation().into();
+    }
+}
+
+/// The envelope of a request that is not there to be read.
+fn empty(address: Address) -> Envelope {
+    Envelope { form: Form::Json, address, preset: None, payload: Vec::new(), before: Vec::new() }
 }
 
 fn find<'a>(open: &'a mut [Open], key: &Key) -> Option<&'a mut Open> {

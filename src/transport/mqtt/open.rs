@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::super::wire::{Form, Key, WireRequest};
+use super::super::sessions::Lease;
+use super::super::wire::{ANONYMOUS, Form, Key, WireRequest};
 use super::link::{Link, Message, Receipt};
 use super::options::Options;
 use super::outbox::Entry;
@@ -22,6 +23,9 @@ pub struct Envelope {
     /// That the message named beside its payload.
     pub(super) preset: Option<String>,
     pub(super) payload: Vec<u8>,
+    /// What its session knew before it, as JSON: a session does not outlive the daemon, and what a crash interrupted has to
+    /// run again as it was.
+    pub(super) before: Vec<u8>,
 }
 
 impl Envelope {
@@ -34,6 +38,17 @@ impl Envelope {
     /// Reads what [`Envelope::encode`] made; `None` when these are other bytes.
     pub fn decode(bytes: &[u8]) -> Option<Envelope> {
         postcard::from_bytes(bytes).ok()
+    }
+
+    /// Keeps what the session knew.
+    pub(super) fn remember(&mut self, before: &[Value]) {
+        // Objects with names for keys: this cannot fail.
+        self.before = serde_json::to_vec(before).unwrap_or_default();
+    }
+
+    /// What the session knew; nothing where there is none.
+    pub(super) fn before(&self) -> Vec<Value> {
+        serde_json::from_slice(&self.before).unwrap_or_default()
     }
 }
 
@@ -77,6 +92,8 @@ pub(super) struct Open {
     pub(super) receipt: Option<Receipt>,
     pub(super) digest: [u8; 32],
     pub(super) wanted: Wanted,
+    /// The session that the answer belongs to.
+    pub(super) lease: Option<Lease>,
     /// Taken back before the scheduler had it.
     pub(super) cancelled: bool,
     /// Collected for the next batch.
@@ -89,8 +106,8 @@ pub(super) struct Open {
 impl Open {
     pub(super) fn new(key: Key, stage: Stage, envelope: &Envelope, digest: [u8; 32], wanted: Wanted) -> Open {
         let (form, address) = (envelope.form, envelope.address.clone());
-        let (receipt, cancelled, text, thought, prefill, pieces) = Default::default();
-        Open { key, stage, form, address, receipt, digest, wanted, cancelled, text, thought, prefill, pieces }
+        let (receipt, lease, cancelled, text, thought, prefill, pieces) = Default::default();
+        Open { key, stage, form, address, receipt, digest, wanted, lease, cancelled, text, thought, prefill, pieces }
     }
 
     pub(super) fn has_batch(&self) -> bool {
@@ -143,6 +160,15 @@ pub(super) fn request(
     let preset = envelope.preset.clone().or_else(|| options.client(&key.client)?.preset);
     let presets = options.rules.borrow().presets.clone();
     let wire = WireRequest::parse_with(envelope.form, &envelope.payload, &presets, preset.as_deref())?;
+    if wire.session.is_some() && (key.shared || key.level() == ANONYMOUS) {
+        // A session is one daemon's, and a turn of it must not come twice.
+        let why = if key.shared {
+            "not where several daemons take turns; ask one of them by its own topic"
+        } else {
+            "not with the id -, whose messages may come twice; give each request an id of its own"
+        };
+        return Err(InputError::new("session", format!("session: {why}")));
+    }
     let seed = wire.sampling.seed.unwrap_or_else(|| {
         let hash = Sha256::new().chain_update(key.path()).chain_update(digest).finalize();
         hash.iter().take(8).fold(0, |seed, &byte| seed << 8 | u64::from(byte))

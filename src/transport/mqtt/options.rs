@@ -1,12 +1,14 @@
 //! What the connection needs to know.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::watch;
 
 use super::super::preset::Presets;
+use super::super::sessions::Sessions;
 use super::super::wire::{Topics, WireRequest};
 use super::open::Wanted;
 use super::outbox::MAX_IN_FLIGHT;
@@ -72,6 +74,8 @@ pub struct Options {
     pub batch: Duration,
     /// The rules that hold now.
     pub rules: watch::Receiver<Rules>,
+    /// Conversations that go on.
+    pub sessions: Arc<Sessions>,
     /// Time between statistics.
     pub stats_every: Duration,
     /// Home Assistant's discovery prefix; `None` leaves it alone.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::super::wire::{self, Form, Key};
 use super::chunks::{self, Kind};
@@ -29,12 +30,14 @@ pub(super) fn check(options: &Options, key: &Key, address: &Address) -> Result<(
     }
 }
 
-/// The publishes that carry `result`, in their order; several for a small device, one for everybody else.
+/// The publishes that carry `result`, in their order; several for a small device, one for everybody else. `session` is what an
+/// answer tells of its session.
 pub(super) fn entries(
     options: &Options,
     form: Form,
     key: &Key,
     address: &Address,
+    session: Option<Value>,
     result: &Result<Answer, Failure>,
 ) -> Vec<Entry> {
     let packet = options.client(&key.client).and_then(|client| client.packet_bytes);
@@ -49,7 +52,7 @@ pub(super) fn entries(
     };
     let Some(room) = packet.and_then(|packet| chunks::room(packet, address.topic.len())) else {
         let payload = match result {
-            Ok(answer) => wire::answer(form, key, &options.model, answer),
+            Ok(answer) => wire::answer(form, key, &options.model, answer, session),
             Err(failure) => wire::failure(form, key, failure),
         };
         return vec![entry(form, payload)];

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::super::fields::{Fields, MAX_MESSAGES, format, unsupported, wrong};
-use super::super::openai::{Session, refuse, thinking};
+use super::super::openai::{refuse, thinking};
+use super::super::sessions::Session;
 use super::super::tools::{self, Shape};
 use crate::scheduler::backend::{Input, InputError, MAX_TOP, Sampling};
 

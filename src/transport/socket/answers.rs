@@ -10,15 +10,15 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use super::super::fields::{Fields, conversation};
-use super::super::openai::{ChatRequest, Envelope, Kind, Session};
+use super::super::openai::{ChatRequest, Envelope, Kind};
 use super::super::responses::output::Output;
 use super::super::responses::request::ResponsesRequest;
+use super::super::sessions::{Lease, Session};
 use super::super::waiting::Waiting;
 use super::body::{AnswerBody, Events, Form, Plain, ResponseEvents};
 use super::open::Name;
 use super::refusal::{Refusal, json_response};
 use super::service::{Service, unix_time};
-use super::sessions::Lease;
 use crate::scheduler::backend::{Input, InputError};
 use crate::scheduler::{Answer, Failure, Update};
 
@@ -163,7 +163,7 @@ pub(super) async fn prompt(
         (false, system) => conversation(system.as_deref(), text, false),
     };
     let (lease, input) = service.go_on(session, input)?;
-    let known = lease.as_ref().map(|lease| lease.known);
+    let known = lease.as_ref().map(|lease| lease.before().len());
     let waiting = service.submit(&name, input, sampling)?;
     let first = first_update(&waiting).await?;
     let body = Body::new(AnswerBody::new(waiting, first, Plain).continuing(lease, &name.id));

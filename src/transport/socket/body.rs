@@ -11,8 +11,8 @@ use hyper::body::{Body, Frame};
 
 use super::super::openai::{self, Envelope};
 use super::super::responses::output::Output;
+use super::super::sessions::Lease;
 use super::super::waiting::Waiting;
-use super::sessions::Lease;
 use crate::scheduler::{Answer, Failure, Update};
 
 /// A body that turns each update into bytes as soon as the client can take them.

@@ -5,7 +5,7 @@
 //! http     the routes                        refusal   errors
 //! answers  completions                       body      answers that are sent while they are made
 //! tokens   text to tokens and back           open      taking requests back
-//! report   what is told of the daemon itself    sessions  conversations that go on
+//! report   what is told of the daemon itself
 //! idempotency  who asks again gets the answer of the first time
 //! ```
 
@@ -18,7 +18,6 @@ mod open;
 mod refusal;
 mod report;
 mod service;
-mod sessions;
 mod tokens;
 
 use std::sync::Arc;
@@ -37,7 +36,6 @@ use idempotency::Peer;
 
 pub use listen::{BindError, Listener};
 pub use service::{Limits, Service};
-pub use sessions::SessionLimits;
 
 /// Connections beyond the limit that are told so; those beyond these wait in the kernel's backlog.
 const REFUSALS: usize = 8;

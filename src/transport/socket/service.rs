@@ -11,14 +11,13 @@ use axum::extract::Request as HttpRequest;
 use axum::http::header;
 use hyper::body::Body as _;
 
-use super::super::openai::Session;
 use super::super::preset::Presets;
+use super::super::sessions::{Lease, Session, Sessions};
 use super::super::waiting::Waiting;
 use super::idempotency::Keys;
 use super::open::{Name, Open};
 use super::refusal::Refusal;
 use super::report::Report;
-use super::sessions::{Lease, SessionLimits, Sessions};
 use crate::scheduler::backend::{Input, ModelInfo, Sampling};
 use crate::scheduler::{Failure, Priority, Request, Scheduler};
 
@@ -36,8 +35,6 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Time for an answer, the queue included.
     pub request_timeout: Duration,
-    /// Of conversations that are kept.
-    pub sessions: SessionLimits,
 }
 
 /// What the routes need; clones share it.
@@ -65,6 +62,7 @@ impl Service {
         scheduler: Scheduler,
         model: ModelInfo,
         limits: Limits,
+        sessions: Arc<Sessions>,
         presets: impl Fn() -> Presets + Send + Sync + 'static,
     ) -> Service {
         let (run, requests) = (fastrand::u32(..), AtomicU64::new(0));
@@ -76,7 +74,7 @@ impl Service {
             requests,
             open: Open::default(),
             keys: Keys::default(),
-            sessions: Arc::new(Sessions::new(limits.sessions)),
+            sessions,
             presets: Box::new(presets),
             since: unix_time(),
             started: Instant::now(),
@@ -111,11 +109,12 @@ impl Service {
     }
 
     /// Puts what is known of the session before the messages of `input`.
-    pub(super) fn go_on(&self, session: Option<Session>, input: Input) -> Result<(Option<Lease>, Input), Refusal> {
+    pub(super) fn go_on(&self, session: Option<Session>, input: Input) -> Result<(Option<Lease>, Input), Failure> {
         match (session, input) {
             (Some(session), Input::Chat { messages: serde_json::Value::Array(more), tools, enable_thinking }) => {
-                let (lease, all) = self.0.sessions.begin(session, more, Instant::now())?;
-                Ok((Some(lease), Input::Chat { messages: all.into(), tools, enable_thinking }))
+                let lease = self.0.sessions.begin(None, session, more, Instant::now())?;
+                let messages = lease.conversation().into();
+                Ok((Some(lease), Input::Chat { messages, tools, enable_thinking }))
             }
             (_, input) => Ok((None, input)),
         }
