@@ -206,6 +206,38 @@ fn data(response: &Response) -> Vec<Value> {
     lines.map(|data| serde_json::from_str(data).unwrap()).collect()
 }
 
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn a_grammar_by_llama_cpps_name() {
+    let dir = tempfile::tempdir().expect("directory");
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home");
+    let served = Served::start(dir.path(), &home, "[governor]\nenabled = false\n", &[]);
+    let grammar = "root ::= \"seven \" [a-c]{3}";
+    let user = json!([{"role": "user", "content": "hi"}]);
+    let is_one = |text: &Value| {
+        let rest = text.as_str().and_then(|text| text.strip_prefix("seven ")).unwrap_or_else(|| panic!("{text}"));
+        assert!(rest.len() == 3 && rest.bytes().all(|byte| (b'a'..=b'c').contains(&byte)), "{text}");
+    };
+    let chat = post(&served, CHAT, &json!({"messages": user, "grammar": grammar}));
+    is_one(&chat.json()["choices"][0]["message"]["content"]);
+    let text = post(&served, "/v1/completions", &json!({"prompt": "hi", "grammar": grammar}));
+    is_one(&text.json()["choices"][0]["text"]);
+    let object = json!({"type": "json_object"});
+    for (path, body, param) in [
+        (CHAT, json!({"messages": user, "grammar": grammar, "response_format": object}), "grammar"),
+        ("/v1/completions", json!({"prompt": "hi", "grammar": grammar, "response_format": object}), "grammar"),
+        (CHAT, json!({"messages": user, "grammar": 7}), "grammar"),
+        (CHAT, json!({"messages": user, "grammar": "root ::= nothing"}), "grammar"),
+        (CHAT, json!({"messages": user, "response_format": {"type": "regex", "regex": "("}}), "response_format"),
+        ("/v1/responses", json!({"input": "hi", "text": {"format": {"type": "regex", "regex": "("}}}), "text.format"),
+        ("/v1/responses", json!({"input": "hi", "grammar": grammar, "text": {"format": object}}), "text.format"),
+    ] {
+        let refused = post(&served, path, &body);
+        assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &param.into()), "{body}: {refused:?}");
+    }
+    served.stop();
+}
+
 /// With a real tokenizer: what a request's text counts is what `/tokenize` says, and it comes back as it was.
 #[test]
 fn tokens_of_the_bundled_model() {

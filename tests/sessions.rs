@@ -130,6 +130,10 @@ fn responses_continue_sessions() {
     let (status, after) = ask(json!({"input": result, "session": "t"}));
     assert_eq!((status, said(&after).as_deref()), (200, Some("You said: @call||done")), "{after}");
     assert!(ask(json!({"input": "a", "session": {"id": "u", "resume": true}})).0 == 410);
+    // What makes a session too long is named by a field that a response has.
+    let many: Vec<Value> = (0..256).map(|n| json!({"role": "user", "content": n.to_string()})).collect();
+    let (status, long) = ask(json!({"input": many, "session": "s"}));
+    assert_eq!((status, &long["error"]["param"]), (400, &json!("session")), "{long}");
     for name in ["previous_response_id", "conversation"] {
         let (status, error) = ask(json!({"input": "a", name: "resp_1"}));
         assert_eq!((status, &error["error"]["param"]), (400, &json!(name)));

@@ -20,7 +20,7 @@ use crate::governor::policy::Need;
 use crate::governor::sensors::{self, Sensors};
 use crate::governor::{Admission, Decision, Handle, Level, Phase, Speeds, Work};
 use crate::scheduler::backend::{
-    Backend, Format, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step, Vocabulary,
+    Backend, GenerateError, Input, InputError, ModelInfo, Outcome, Sampling, Step, Vocabulary,
 };
 
 /// Memory that the kernel and its services take of a small machine, and what a control group needs besides the model.
@@ -324,8 +324,7 @@ impl Backend for Loaded {
         self.limit_cache();
         let outcome = outcome.map_err(|error| match error {
             EngineError::Format(_) => {
-                let forced = matches!(sampling.format, Some(Format::Call(_)));
-                let field = if forced { "tools" } else { "response_format" };
+                let field = sampling.format_field;
                 GenerateError::Input(InputError::new(field, format!("{field}: {error}")))
             }
             _ => GenerateError::Engine(error.to_string()),

@@ -99,6 +99,8 @@ pub struct Sampling {
     pub stop: Vec<String>,
     /// The form that the answer has.
     pub format: Option<Format>,
+    /// The field that asked for it, empty where none did.
+    pub format_field: &'static str,
     /// Whether calls of tools are read out of the answer.
     pub calls: bool,
     /// Whether it is told how likely the tokens of the text were, and with how many alternatives.

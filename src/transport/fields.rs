@@ -117,6 +117,7 @@ impl Fields {
             None => self.integer("max_tokens", tokens)?,
             newer => newer,
         };
+        let (format, format_field) = self.format()?;
         Ok(Sampling {
             temperature: self.number("temperature", 0.0..=2.0)?.map(|x| x as f32),
             top_k: self.integer("top_k", 0..=u64::from(u32::MAX))?.map(|x| x as usize),
@@ -128,7 +129,8 @@ impl Fields {
             logit_bias: self.logit_bias()?,
             seed: self.seed()?,
             stop: self.stop()?,
-            format: self.format()?,
+            format,
+            format_field,
             calls: false,
             logprobs: None,
             max_tokens: max_tokens.map(|x| x as usize),
@@ -171,12 +173,20 @@ impl Fields {
         seed.map(Some).ok_or_else(|| wrong("seed", "a 64-bit integer", &value))
     }
 
-    /// `response_format`.
-    fn format(&mut self) -> Result<Option<Format>, InputError> {
-        let Some(value) = self.take("response_format") else { return Ok(None) };
-        // In a query, which has texts only.
-        let read = value.as_str().and_then(|text| serde_json::from_str(text).ok());
-        format("response_format", read.unwrap_or(value), Shape::Chat)
+    /// `response_format`, or llama.cpp's `grammar`, where an empty one is none; and which of them it was.
+    fn format(&mut self) -> Result<(Option<Format>, &'static str), InputError> {
+        const FORMAT: &str = "response_format";
+        let wanted = self.take(FORMAT).map(|value| {
+            // In a query, which has texts only.
+            let read = value.as_str().and_then(|text| serde_json::from_str(text).ok());
+            format(FORMAT, read.unwrap_or(value), Shape::Chat)
+        });
+        match (wanted.transpose()?.flatten(), self.text("grammar")?.filter(|text| !text.is_empty())) {
+            (Some(_), Some(_)) => Err(InputError::new("grammar", "grammar: not together with response_format")),
+            (None, Some(grammar)) => Ok((Some(Format::of_grammar(grammar)), "grammar")),
+            (Some(format), None) => Ok((Some(format), FORMAT)),
+            (None, None) => Ok((None, "")),
+        }
     }
 
     fn stop(&mut self) -> Result<Vec<String>, InputError> {
@@ -392,6 +402,7 @@ mod tests {
             seed: Some(u64::MAX),
             stop: vec!["END".into()],
             format: None,
+            format_field: "",
             calls: false,
             logprobs: None,
             max_tokens: Some(9),
@@ -458,6 +469,22 @@ mod tests {
             (r#"{"type":"choice","choice":["a",""]}"#, "response_format.choice"),
         ] {
             assert_eq!(form(json).unwrap_err().param.as_deref(), Some(param), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_grammar_can_stand_alone() {
+        let form = |json: &str| sampling(json).map(|sampling| (sampling.format, sampling.format_field));
+        let gbnf = Some(Format::Gbnf("root ::= \"a\"".into()));
+        assert_eq!(form(r#"{"grammar":"root ::= \"a\""}"#), Ok((gbnf.clone(), "grammar")));
+        let beside = r#"{"grammar":"root ::= \"a\"","response_format":{"type":"text"}}"#;
+        assert_eq!(form(beside), Ok((gbnf, "grammar")));
+        assert_eq!(form(r#"{"grammar":"start: \"a\""}"#).unwrap().0, Some(Format::Lark("start: \"a\"".into())));
+        assert_eq!(form(r#"{"grammar":""}"#), Ok((None, "")));
+        let format = (Some(Format::Object), "response_format");
+        assert_eq!(form(r#"{"grammar":"","response_format":{"type":"json_object"}}"#), Ok(format));
+        for bad in [r#"{"grammar":7}"#, r#"{"grammar":"root ::= \"a\"","response_format":{"type":"json_object"}}"#] {
+            assert_eq!(sampling(bad).unwrap_err().param.as_deref(), Some("grammar"), "{bad}");
         }
     }
 

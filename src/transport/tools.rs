@@ -84,7 +84,7 @@ pub fn take(fields: &mut Fields, sampling: &mut Sampling, shape: Shape) -> Resul
                 "tool_choice: a required call leaves no place for another form of the answer",
             ));
         }
-        sampling.format = Some(Format::Call(forced));
+        (sampling.format, sampling.format_field) = (Some(Format::Call(forced)), "tools");
     }
     sampling.calls = !tools.is_empty();
     Ok(if tools.is_empty() { Value::Null } else { Value::Array(tools) })

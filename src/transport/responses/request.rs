@@ -80,7 +80,11 @@ impl ResponsesRequest {
         echo.insert("text".into(), text);
         let mut sampling = Sampling { logprobs, ..fields.sampling()? };
         if form.is_some() {
-            sampling.format = form;
+            if sampling.format.is_some() {
+                let other = sampling.format_field;
+                return Err(InputError::new("text.format", format!("text.format: not together with {other}")));
+            }
+            (sampling.format, sampling.format_field) = (form, "text.format");
         }
         let declared = tools::take(&mut fields, &mut sampling, Shape::Response)?;
         let listed = declared.as_array().into_iter().flatten().map(|tool| {

@@ -83,10 +83,8 @@ pub(super) async fn response(
 
 /// A failure that names a field of chat, by the name that responses have for it.
 fn renamed(mut failure: Failure) -> Failure {
-    for (chat, own) in [("messages", "input"), ("response_format", "text.format")] {
-        if failure.param.as_deref().is_some_and(|param| param.starts_with(chat)) {
-            failure.param = Some(own.into());
-        }
+    if failure.param.as_deref().is_some_and(|param| param.starts_with("messages")) {
+        failure.param = Some("input".into());
     }
     failure
 }
@@ -190,7 +188,7 @@ fn query_fields(query: Vec<(String, String)>) -> Result<Fields, InputError> {
     for (name, text) in query {
         let value = match serde_json::from_str::<Value>(&text) {
             Ok(value @ (Value::Number(_) | Value::Bool(_)))
-                if name != "system" && name != "stop" && name != "session" && name != "preset" =>
+                if !["system", "stop", "session", "preset", "grammar"].contains(&name.as_str()) =>
             {
                 value
             }
