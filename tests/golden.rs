@@ -202,3 +202,25 @@ fn long_prompts_do_not_depend_on_where_the_ring_wraps() {
         }
     }
 }
+
+/// Guesses that are checked get the logits of tokens that are run one by one, and leave nothing behind, wherever the ring is.
+#[test]
+fn guesses_are_checked_and_forgotten() {
+    for (dir, _) in checkpoints() {
+        let best = kernels::available()[0].name();
+        let mut runner = runner(&dir, KvKind::Int8, best, 2);
+        let vocab = runner.config().vocab_size;
+        let ids: Vec<u32> = (0..300u32).map(|i| (i * 7919 + 13) % vocab as u32).collect();
+        let one_by_one = logits(&dir, KvKind::Int8, best, 2, 1, &ids);
+        let mut at = 0;
+        for (prompt, guesses) in [(5, 2), (120, 3), (31, 8), (90, 9), (38, 1)] {
+            runner.run(&ids[at..at + prompt], &mut |_| ControlFlow::Continue(())).expect("runs");
+            at += prompt;
+            let wrong: Vec<u32> = ids[at..at + guesses].iter().map(|id| (id + 1) % vocab as u32).collect();
+            runner.verify(&wrong).expect("runs");
+            let checked = runner.verify(&ids[at..at + guesses]).expect("runs");
+            assert!(*checked == one_by_one[at * vocab..(at + guesses) * vocab], "{} {guesses} at {at}", dir.display());
+            assert_eq!(runner.position(), at);
+        }
+    }
+}

@@ -299,6 +299,21 @@ impl Runner {
         Ok(())
     }
 
+    /// The logits `[guesses, vocab]` after each of the guessed next tokens (at most [`MAX_BATCH`]), which are forgotten again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Runner::run`].
+    pub fn verify(&mut self, guesses: &[u32]) -> Result<&[f32], RunError> {
+        let position = self.position();
+        self.check(guesses, position)?;
+        assert!(guesses.len() <= MAX_BATCH, "{} guesses", guesses.len());
+        self.state.seen(guesses);
+        let logits = self.model.forward(&self.on, self.state.cache_mut(), &mut self.act, guesses, Keep::All);
+        self.state.cut(position);
+        Ok(logits)
+    }
+
     fn check(&self, tokens: &[u32], used: usize) -> Result<(), RunError> {
         let (context, vocab) = (self.context, self.config().vocab_size);
         if tokens.is_empty() {

@@ -138,9 +138,9 @@ fn dots(reports: &mut [Report]) {
             dots_of(reports, bits, k, 9, 9, i % 2);
         }
         // More than two blocks of rows, and of codes.
-        dots_of(reports, bits, 272, 35, 9, 0);
-        dots_of(reports, bits, 256, 36, 9, 3);
-        dots_of(reports, bits, 2064, 5, 6, 0);
+        dots_of(reports, bits, 272, 35, 17, 0);
+        dots_of(reports, bits, 256, 36, 17, 3);
+        dots_of(reports, bits, 2064, 5, 12, 0);
         dots_of(reports, bits, 2304, 8, 3, 1);
         dots_of(reports, bits, MAX_K - 16, 1, 1, 1);
         dots_of(reports, bits, MAX_K, 4, 1, 0);
