@@ -178,11 +178,14 @@ fn the_parts_can_be_run_one_by_one() {
         run(command.args(more))
     };
     let found: Value =
-        serde_json::from_str(&stdout(bench(&["--json", "--context", "9", "--threads", "2"]))).expect("JSON");
+        serde_json::from_str(&stdout(bench(&["--json", "--context", "9", "--threads", "2", "--verify", "1,4"])))
+            .expect("JSON");
     for spread in ["prefill_tok_s", "decode_tok_s", "first_token_ms"] {
         let [min, median, max] = ["min", "median", "max"].map(|name| found[spread][name].as_f64().expect(spread));
         assert!(0.0 < min && min <= median && median <= max, "{found}");
     }
+    assert_eq!(found["verify_ms"].as_object().map(|ms| ms.len()), Some(2), "{found}");
+    assert!(["1", "4"].iter().all(|n| found["verify_ms"][n]["min"].as_f64() > Some(0.0)), "{found}");
     for figure in ["read_bandwidth_gb_s", "decode_bandwidth_share", "peak_gmac_s", "prefill_peak_share", "ready_ms"] {
         assert!(found[figure].as_f64().is_some_and(|x| x > 0.0), "{figure}: {found}");
     }
@@ -191,7 +194,9 @@ fn the_parts_can_be_run_one_by_one() {
         found["bytes_per_token"],
         report["weights_per_token"].as_u64().expect("bytes") + report["scales_per_token"].as_u64().expect("bytes")
     );
-    assert!(stdout(bench(&[])).contains("can be read here"));
+    let page = stdout(bench(&["--verify", "3"]));
+    assert!(page.contains("can be read here") && page.contains("3 guesses checked"), "{page}");
+    assert_eq!(bench(&["--verify", "129"]).status.code(), Some(2));
     assert_eq!(bench(&["--context", "1000000"]).status.code(), Some(2));
 
     let text = dir.path().join("text");

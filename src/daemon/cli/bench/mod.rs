@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::super::error::Error;
 use super::model::{RunModel, print};
 use crate::engine::checkpoint::summary::Summary;
+use crate::engine::ops::MAX_BATCH;
 use crate::engine::runner::Runner;
 use crate::stats::{Stage, Stats};
 
@@ -28,6 +29,9 @@ pub(super) struct Bench {
     /// Tokens that stand before the prompt and are not measured
     #[arg(long, value_name = "N", default_value_t = 0)]
     context: u32,
+    /// Also check this many guessed tokens at once, as speculative decoding does; several numbers with commas
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=MAX_BATCH as i64))]
+    verify: Vec<u32>,
     /// How often everything is measured
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repetitions: u32,
@@ -56,6 +60,8 @@ struct Round {
     prefill: Duration,
     decode: Duration,
     first_token: Duration,
+    /// One for each number of guessed tokens.
+    verify: Vec<Duration>,
     read_bandwidth: f64,
     peak: f64,
 }
@@ -63,12 +69,14 @@ struct Round {
 pub(super) fn run(args: &Bench) -> Result<(), Error> {
     let (context, prompt, generate) = (args.context as usize, args.prompt as usize, args.generate as usize);
     let began = Instant::now();
-    let mut runner = args.model.load(context + prompt + generate)?;
+    let guesses = args.verify.iter().copied().max().unwrap_or(0) as usize;
+    let positions = context + prompt + generate + guesses;
+    let mut runner = args.model.load(positions)?;
     let ready = began.elapsed();
-    if runner.context() < context + prompt + generate {
+    if runner.context() < positions {
         let most = runner.context();
         return Err(Error::Usage(format!(
-            "--context, --prompt and --generate: this model has {most} positions in all"
+            "--context, --prompt, --generate and --verify: this model has {most} positions in all"
         )));
     }
     let tokens = Tokens { vocab: runner.config().vocab_size as u64 };
@@ -95,6 +103,10 @@ pub(super) fn run(args: &Bench) -> Result<(), Error> {
         }
         let decode = began.elapsed();
         let end = stages(&runner.compute().stats);
+        let mut verify = Vec::new();
+        for &guesses in &args.verify {
+            verify.push(check(&mut runner, &tokens.take(repetition, 0, guesses as usize))?);
+        }
         // The first one reads the model from disk and is not counted.
         if repetition > 0 {
             for (stage, (prefill, decode)) in in_prefill.iter_mut().zip(&mut in_decode).enumerate() {
@@ -104,7 +116,7 @@ pub(super) fn run(args: &Bench) -> Result<(), Error> {
             memory = memory.or_else(probes::memory);
             let on = runner.compute();
             let (read_bandwidth, peak) = (probes::read_bandwidth(on), probes::peak(on));
-            rounds.push(Round { prefill, decode, first_token, read_bandwidth, peak });
+            rounds.push(Round { prefill, decode, first_token, verify, read_bandwidth, peak });
         }
         bar.inc(1);
     }
@@ -116,6 +128,7 @@ pub(super) fn run(args: &Bench) -> Result<(), Error> {
         prefill: spread(&|round| prompt as f64 / round.prefill.as_secs_f64()),
         decode: spread(&|round| generate as f64 / round.decode.as_secs_f64()),
         first_token: spread(&|round| 1e3 * round.first_token.as_secs_f64()),
+        verify: (0..args.verify.len()).map(|n| spread(&|round| 1e3 * round.verify[n].as_secs_f64())).collect(),
         read_bandwidth: spread(&|round| round.read_bandwidth).median,
         peak: spread(&|round| round.peak).median,
         bytes_per_token: summary.weights_per_token + summary.scales_per_token,
@@ -124,7 +137,7 @@ pub(super) fn run(args: &Bench) -> Result<(), Error> {
         in_decode: per_token(in_decode, rounds.iter().map(|round| round.decode).sum(), generate * repetitions),
     };
     let report = found.report(args, &runner, ready, memory);
-    if args.json { print(&format!("{report:#}\n")) } else { print(&found.page(&report)) }
+    if args.json { print(&format!("{report:#}\n")) } else { print(&found.page(args, &report)) }
 }
 
 /// Token ids that look like none, so that no row of a table is looked up twice in a row; the same in every run.
@@ -145,6 +158,17 @@ fn forward(runner: &mut Runner, tokens: &[u32]) -> Result<u32, Error> {
     let logits = logits.ok_or_else(|| Error::failed("the run was cancelled"))?;
     let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
     Ok(best.map_or(0, |(token, _)| token as u32))
+}
+
+/// How long it takes to have the logits after each of `guesses` when they go through the layers together. They are forgotten
+/// again.
+fn check(runner: &mut Runner, guesses: &[u32]) -> Result<Duration, Error> {
+    const TIMES: u32 = 4;
+    let began = Instant::now();
+    for _ in 0..TIMES {
+        runner.verify(guesses).map_err(Error::failed)?;
+    }
+    Ok(began.elapsed() / TIMES)
 }
 
 /// Multiply-adds of the projections for a prompt; its last token goes through everything.
@@ -168,6 +192,7 @@ struct Found {
     prefill: Spread,
     decode: Spread,
     first_token: Spread,
+    verify: Vec<Spread>,
     read_bandwidth: f64,
     peak: f64,
     bytes_per_token: u64,
@@ -199,6 +224,7 @@ impl Found {
             "prefill_tok_s": self.prefill,
             "decode_tok_s": self.decode,
             "first_token_ms": self.first_token,
+            "verify_ms": args.verify.iter().map(u32::to_string).zip(&self.verify).map(|(n, ms)| (n, json!(ms))).collect::<Map<_, _>>(),
             "read_bandwidth_gb_s": self.read_bandwidth / 1e9,
             "bytes_per_token": self.bytes_per_token,
             "decode_bandwidth_share": self.bytes_per_token as f64 * self.decode.median / self.read_bandwidth,
@@ -210,7 +236,7 @@ impl Found {
         })
     }
 
-    fn page(&self, report: &Value) -> String {
+    fn page(&self, args: &Bench, report: &Value) -> String {
         let number = |name: &str| report[name].as_f64().unwrap_or(f64::NAN);
         let percent = |name: &str| 100.0 * number(name);
         let spread = |s: Spread| format!("{:9.1} {:9.1} {:9.1}", s.min, s.median, s.max);
@@ -227,7 +253,13 @@ impl Found {
         page += &format!("{:24} {:>9} {:>9} {:>9}\n", "", "min", "median", "max");
         page += &format!("{:24} {}\n", "prefill, tokens/s", spread(self.prefill));
         page += &format!("{:24} {}\n", "decode, tokens/s", spread(self.decode));
-        page += &format!("{:24} {}\n\n", "first token after, ms", spread(self.first_token));
+        page += &format!("{:24} {}\n", "first token after, ms", spread(self.first_token));
+        for (guesses, &ms) in args.verify.iter().zip(&self.verify) {
+            let tokens = ms.median * self.decode.median / 1e3;
+            let name = format!("{guesses} guesses checked, ms");
+            page += &format!("{name:24} {}   as long as {tokens:.2} tokens\n", spread(ms));
+        }
+        page.push('\n');
         page += &format!("{:24} {:9.0}\n", "ready after, ms", number("ready_ms"));
         page += &format!(
             "{:24} {:9.0}   {:.0} of them anonymous, {:.1} keys and values\n",
