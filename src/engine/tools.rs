@@ -179,9 +179,16 @@ impl Reader<'_> {
 /// A grammar, in `llguidance`'s dialect of Lark, of one call of one of `tools` (OpenAI's declarations). Of a schema it knows
 /// types, `properties`, `required`, `items`, `enum`, `const`, `nullable`, `anyOf`, `oneOf` and `$ref` within the schema, which is
 /// what the official clients make of their data classes; other keywords are not enforced, nor is a schema within itself.
+/// What it lets through nests no deeper than [`Written::call`] reads.
 pub(super) fn lark(tools: &[Value], marks: Marks) -> String {
-    let mut rules =
-        Rules { text: String::new(), quote: marks.quote, count: 0, whole: &Value::Null, named: BTreeMap::new() };
+    let mut rules = Rules {
+        text: String::new(),
+        quote: marks.quote,
+        count: 0,
+        whole: &Value::Null,
+        named: BTreeMap::new(),
+        inside: Vec::new(),
+    };
     let names: Vec<String> = tools.iter().map(|tool| rules.tool(&tool["function"])).collect();
     let (open, close, quote) = (marks.open, marks.close, marks.quote);
     let mut text = format!("start: <[{open}]> \"call:\" ({}) <[{close}]>\n", names.join(" | "));
@@ -189,9 +196,7 @@ pub(super) fn lark(tools: &[Value], marks: Marks) -> String {
     let _ = write!(
         text,
         "text: <[{quote}]> TEXT <[{quote}]>\n\
-         any: text | NUMBER | FLAG | NULL | anylist | anyobject\n\
-         anylist: \"[\" (any (\",\" any)*)? \"]\"\n\
-         anyobject: \"{{\" (KEY \":\" any (\",\" KEY \":\" any)*)? \"}}\"\n\
+         any1: text | NUMBER | FLAG | NULL | \"[]\" | \"{{}}\"\n\
          TEXT: /(.|\\n)*/\n\
          KEY: /[A-Za-z_][A-Za-z0-9_]*/\n\
          INTEGER: /-?(0|[1-9][0-9]{{0,14}})/\n\
@@ -199,7 +204,33 @@ pub(super) fn lark(tools: &[Value], marks: Marks) -> String {
          FLAG: \"true\" | \"false\"\n\
          NULL: \"null\"\n"
     );
+    for depth in 2..MAX_DEPTH {
+        let _ = writeln!(text, "any{depth}: text | NUMBER | FLAG | NULL | {} | {}", list(depth), anything(depth));
+    }
     text
+}
+
+/// Any value that nests no deeper than `depth`, which is at least 1.
+fn any(depth: usize) -> String {
+    format!("any{depth}")
+}
+
+fn list_of(item: &str) -> String {
+    format!("\"[\" ({item} (\",\" {item})*)? \"]\"")
+}
+
+/// A list of anything at this depth; only an empty one where nothing inside would be read.
+fn list(depth: usize) -> String {
+    if depth > 1 { list_of(&any(depth - 1)) } else { "\"[]\"".into() }
+}
+
+/// An object of anything at this depth.
+fn anything(depth: usize) -> String {
+    if depth <= 1 {
+        return "\"{}\"".into();
+    }
+    let pair = format!("KEY \":\" {}", any(depth - 1));
+    format!("\"{{\" ({pair} (\",\" {pair})*)? \"}}\"")
 }
 
 struct Rules<'a> {
@@ -208,8 +239,10 @@ struct Rules<'a> {
     count: usize,
     /// The parameters of the tool, which references are into.
     whole: &'a Value,
-    /// What references stand for; `None` inside of it.
-    named: BTreeMap<&'a str, Option<String>>,
+    /// What references stand for by the depth at which they stand.
+    named: BTreeMap<(&'a str, usize), String>,
+    /// The references that are being followed.
+    inside: Vec<&'a str>,
 }
 
 impl<'a> Rules<'a> {
@@ -234,16 +267,14 @@ impl<'a> Rules<'a> {
         format!("<[{0}]> {text} <[{0}]>", self.quote)
     }
 
+    /// `depth` counts as [`Reader::value`] does, and references and choices besides.
     fn value(&mut self, schema: &'a Value, depth: usize) -> String {
-        let Value::Object(map) = schema else { return "any".into() };
-        if depth == 0 {
-            return "any".into();
-        }
+        let Value::Object(map) = schema else { return any(depth) };
         if let Some(Value::String(reference)) = map.get("$ref") {
             return self.reference(reference, depth);
         }
         let mut forms: Vec<String> = Vec::new();
-        let one_of = ["anyOf", "oneOf"].iter().find_map(|name| map.get(*name)?.as_array());
+        let one_of = ["anyOf", "oneOf"].iter().find_map(|name| map.get(*name)?.as_array()).filter(|_| depth > 1);
         if let Some(Value::Array(values)) = map.get("enum") {
             forms.extend(values.iter().filter_map(|value| self.constant(value)));
         } else if let Some(value) = map.get("const") {
@@ -261,7 +292,7 @@ impl<'a> Rules<'a> {
             }
         }
         if forms.is_empty() {
-            return "any".into();
+            return any(depth);
         }
         if map.get("nullable") == Some(&Value::Bool(true)) {
             forms.push("NULL".into());
@@ -269,18 +300,20 @@ impl<'a> Rules<'a> {
         self.rule(&forms.join(" | "))
     }
 
-    /// What stands at `reference`, one rule however often it is named.
+    /// What stands at `reference`, one rule for each depth however often it is named there.
     fn reference(&mut self, reference: &'a str, depth: usize) -> String {
         let whole = self.whole;
-        let Some(schema) = reference.strip_prefix('#').and_then(|path| whole.pointer(path)) else {
-            return "any".into();
+        let schema = reference.strip_prefix('#').and_then(|path| whole.pointer(path));
+        let Some(schema) = schema.filter(|_| depth > 1 && !self.inside.contains(&reference)) else {
+            return any(depth);
         };
-        if let Some(known) = self.named.get(reference) {
-            return known.clone().unwrap_or_else(|| "any".into());
+        if let Some(known) = self.named.get(&(reference, depth)) {
+            return known.clone();
         }
-        self.named.insert(reference, None);
+        self.inside.push(reference);
         let rule = self.value(schema, depth - 1);
-        self.named.insert(reference, Some(rule.clone()));
+        self.inside.pop();
+        self.named.insert((reference, depth), rule.clone());
         rule
     }
 
@@ -291,20 +324,20 @@ impl<'a> Rules<'a> {
             "number" => "NUMBER".into(),
             "boolean" => "FLAG".into(),
             "null" => "NULL".into(),
-            "array" => {
-                let item = map.get("items").map_or("any".into(), |items| self.value(items, depth - 1));
-                format!("\"[\" ({item} (\",\" {item})*)? \"]\"")
-            }
+            "array" => match map.get("items").filter(|_| depth > 1) {
+                Some(items) => list_of(&self.value(items, depth - 1)),
+                None => list(depth),
+            },
             "object" => self.object(map, depth),
-            _ => "any".into(),
+            _ => any(depth),
         }
     }
 
     /// In the order of the names, as the family's template declares them; what is not required may be left out.
     fn object(&mut self, map: &'a Map<String, Value>, depth: usize) -> String {
-        let Some(Value::Object(properties)) = map.get("properties").filter(|_| depth > 0) else {
+        let Some(Value::Object(properties)) = map.get("properties").filter(|_| depth > 1) else {
             let none = map.get("additionalProperties") == Some(&Value::Bool(false));
-            return if none { "\"{}\"".into() } else { "anyobject".into() };
+            return if none { "\"{}\"".into() } else { anything(depth) };
         };
         let required = map.get("required").and_then(Value::as_array);
         let required = |name: &str| required.is_some_and(|names| names.iter().any(|other| other == name));

@@ -198,9 +198,33 @@ fn expressions_grammars_and_choices() {
     assert_eq!(said.replace(' ', ""), r#"{"a":1}"#);
 }
 
+/// What a stream makes of a call of one of `tools` that noise chose under the grammar, and its tokens, spelled. `wish` is added
+/// to the logits by step and by the token's bytes.
+fn called(tools: &[Value], seed: u64, wish: &dyn Fn(usize, &[u8]) -> f32) -> (Vec<Delta>, String) {
+    let (tokenizer, grammars) = &*GRAMMARS;
+    let mut constraint = grammars.constraint(&Format::Call(tools.to_vec())).expect("grammar");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut tokens = Vec::new();
+    while !constraint.ended() && tokens.len() < 600 {
+        let mut logits: Vec<f32> = (0..tokenizer.vocab_size()).map(|_| rng.f32() * 8.0).collect();
+        // Texts and thoughts come to an end.
+        [49, 52, 101].iter().for_each(|id| logits[*id] += 6.0);
+        for (id, logit) in logits.iter_mut().enumerate() {
+            *logit += wish(tokens.len(), tokenizer.token_bytes(id as u32));
+        }
+        constraint.apply(&mut logits).expect("bounded");
+        let token = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).expect("one") as u32;
+        tokens.push(token);
+        tokens.extend(constraint.accept(token).expect("what the mask allows"));
+    }
+    assert!(constraint.ended(), "{}", shared::spell_lossy(tokenizer, &tokens));
+    let mut stream = TextStream::new(tokenizer, Vec::new()).expect("no stops").with_calls(tokenizer);
+    let said = tokens.iter().flat_map(|token| stream.push(tokenizer, *token)).collect();
+    (said, shared::spell_lossy(tokenizer, &tokens))
+}
+
 #[test]
 fn a_required_call_can_be_read_and_has_the_declared_arguments() {
-    let (tokenizer, grammars) = &*GRAMMARS;
     let light = json!({"type": "function", "function": {"name": "set_light", "parameters": {"type": "object",
         "properties": {
             "room": {"type": "string", "enum": ["hall", "a \"quoted\" room"]},
@@ -222,28 +246,10 @@ fn a_required_call_can_be_read_and_has_the_declared_arguments() {
     let bare = json!({"type": "function", "function": {"name": "stop_all"}});
     let mut names = Vec::new();
     for seed in 0..if cfg!(target_arch = "aarch64") { 4 } else { 16 } {
-        let (said, tokens) = {
-            let mut constraint =
-                grammars.constraint(&Format::Call(vec![light.clone(), bare.clone()])).expect("grammar");
-            let mut rng = fastrand::Rng::with_seed(seed);
-            let mut tokens = Vec::new();
-            while !constraint.ended() && tokens.len() < 600 {
-                let mut logits: Vec<f32> = (0..tokenizer.vocab_size()).map(|_| rng.f32() * 8.0).collect();
-                // Texts, lists and thoughts come to an end.
-                [49, 52, 101].iter().for_each(|id| logits[*id] += 6.0);
-                for (id, logit) in logits.iter_mut().enumerate() {
-                    *logit += if matches!(tokenizer.token_bytes(id as u32), b"]" | b"}") { 6.0 } else { 0.0 };
-                }
-                constraint.apply(&mut logits).expect("bounded");
-                let token = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).expect("one") as u32;
-                tokens.push(token);
-                tokens.extend(constraint.accept(token).expect("what the mask allows"));
-            }
-            assert!(constraint.ended(), "{}", shared::spell_lossy(tokenizer, &tokens));
-            let mut stream = TextStream::new(tokenizer, Vec::new()).expect("no stops").with_calls(tokenizer);
-            let said: Vec<Delta> = tokens.iter().flat_map(|token| stream.push(tokenizer, *token)).collect();
-            (said, shared::spell_lossy(tokenizer, &tokens))
-        };
+        let (said, tokens) = called(&[light.clone(), bare.clone()], seed, &|_, bytes| match bytes {
+            b"]" | b"}" => 6.0,
+            _ => 0.0,
+        });
         let calls: Vec<&Delta> = said.iter().filter(|delta| !matches!(delta, Delta::Thought(_))).collect();
         let [Delta::Call(call)] = calls[..] else { panic!("{tokens}: {said:?}") };
         names.push(call.name.clone());
@@ -264,6 +270,34 @@ fn a_required_call_can_be_read_and_has_the_declared_arguments() {
         );
     }
     assert!(names.iter().any(|name| name == "set_light"), "{names:?}");
+}
+
+#[test]
+fn no_required_call_nests_deeper_than_what_is_read() {
+    let nested = |levels: usize, inner: Value| {
+        (0..levels).fold(inner, |inner, _| json!({"type": "object", "required": ["in"], "properties": {"in": inner}}))
+    };
+    let tool = |parameters: Value| json!({"type": "function", "function": {"name": "f", "parameters": parameters}});
+    let deep = tool(json!({"type": "object", "required": ["far", "near"],
+        "properties": {"far": nested(11, json!({"$ref": "#/$defs/Deep"})), "near": {"$ref": "#/$defs/Deep"}},
+        "$defs": {"Deep": nested(9, json!({"type": "boolean"}))}}));
+    let open = tool(json!({"type": "object", "required": ["free"], "properties": {"free": {}}}));
+    let lists = tool(json!({"type": "object", "required": ["list"],
+        "properties": {"list": (0..30).fold(json!({"type": "null"}), |items, _| json!({"type": "array", "items": items}))}}));
+    for tool in [deep, open, lists] {
+        // Opens lists for a while, then closes what is open.
+        let (said, tokens) = called(&[tool], 1, &|step, bytes| match bytes {
+            b"[" if step < 60 => 20.0,
+            b"]" | b"}" if step >= 60 => 20.0,
+            _ => 0.0,
+        });
+        let calls: Vec<&Delta> = said.iter().filter(|delta| !matches!(delta, Delta::Thought(_))).collect();
+        let [Delta::Call(call)] = calls[..] else { panic!("{tokens}: {said:?}") };
+        assert!(tokens.matches(['[', '{']).count() >= 16, "{tokens}");
+        if let Some(near) = call.arguments.get("near") {
+            assert!((0..9).fold(near, |value, _| &value["in"]).is_boolean(), "{tokens}");
+        }
+    }
 }
 
 #[test]
