@@ -40,7 +40,7 @@ pub(super) struct Bench {
     json: bool,
 }
 
-/// Smallest, middle and largest of the repetitions.
+/// Smallest, median and largest of the repetitions.
 #[derive(Clone, Copy, Serialize)]
 struct Spread {
     min: f64,
@@ -51,7 +51,8 @@ struct Spread {
 impl Spread {
     fn of(mut values: Vec<f64>) -> Spread {
         values.sort_by(f64::total_cmp);
-        Spread { min: values[0], median: values[values.len() / 2], max: values[values.len() - 1] }
+        let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+        Spread { min: values[0], median: (low + high) / 2.0, max: values[values.len() - 1] }
     }
 }
 
