@@ -15,14 +15,14 @@
 mod conformance;
 pub mod contract;
 mod fine;
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+mod gemv;
 pub mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
 mod selfcheck;
 mod shapes;
-#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

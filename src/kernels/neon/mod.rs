@@ -9,12 +9,14 @@ mod peak;
 mod qdot;
 mod qdot_sdot;
 mod quantize;
+mod tiles;
 
 use std::arch::is_aarch64_feature_detected;
 use std::ops::Range;
 
+use self::tiles::{Tiles, Unpacked};
 use super::contract::{Codes, Kernels, Planes, RowsOf, Softmax, Split, Weights};
-use super::tiles::{Gemv, ROWS, Tiles, Unpacked};
+use super::gemv::{Gemv, ROWS};
 use super::{fine, math};
 
 /// Proof that this CPU has NEON.

@@ -11,8 +11,9 @@
 use std::arch::aarch64::*;
 
 use super::qdot_sdot::{last_codes, load_codes, load_q, prefetch, totals};
+use super::tiles::{self, Tiles, Unpacked};
 use crate::kernels::contract::{CHUNK, Codes, Planes, RowsOf};
-use crate::kernels::tiles::{self, ROWS, Tiles, Unpacked};
+use crate::kernels::gemv::{self, ROWS};
 
 /// Products that an int16 sum holds.
 const fn products<const BITS: usize>() -> usize {
@@ -28,7 +29,7 @@ pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32
 /// `Σ code · q` of `R` rows with one token.
 #[target_feature(enable = "neon")]
 pub(super) fn gemv<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
-    let len = tiles::check::<BITS, R>(rows, token, stride);
+    let len = gemv::check::<BITS, R>(rows, token, stride);
     let mut sums = [vdupq_n_s32(0); R];
     for chunk in 0..len / CHUNK {
         prefetch(rows, chunk);

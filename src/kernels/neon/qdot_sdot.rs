@@ -9,8 +9,9 @@
 
 use std::arch::aarch64::*;
 
+use super::tiles::{self, Tiles, Unpacked};
 use crate::kernels::contract::{CHUNK, Codes, GROUP, Planes, RowsOf};
-use crate::kernels::tiles::{self, ROWS, Tiles, Unpacked};
+use crate::kernels::gemv::{self, ROWS};
 
 /// Bytes that a prefetch is ahead.
 const AHEAD: usize = 4096;
@@ -24,7 +25,7 @@ pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32
 /// `Σ code · q` of `R` rows with one token.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) fn gemv<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
-    let len = tiles::check::<BITS, R>(rows, token, stride);
+    let len = gemv::check::<BITS, R>(rows, token, stride);
     // By place value: 1, 4 and 16.
     let mut sums = [[vdupq_n_s32(0); 3]; R];
     for chunk in 0..len / CHUNK {
@@ -108,7 +109,7 @@ pub(super) fn load_q<const BITS: usize>(token: &[i8], stride: usize, at: usize) 
     debug_assert!(token.len() == 8 / BITS * stride && at + 16 <= stride);
     let mut q = [vdupq_n_s8(0); 4];
     for (p, q) in q.iter_mut().enumerate().take(8 / BITS) {
-        // SAFETY: `at < len <= stride`, `at` and `stride` are multiples of 16, and `tiles::check` saw that the token has
+        // SAFETY: `at < len <= stride`, `at` and `stride` are multiples of 16, and `gemv::check` saw that the token has
         // `8 / BITS` planes of `stride` bytes.
         #[allow(unsafe_code)]
         unsafe {

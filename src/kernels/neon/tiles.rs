@@ -1,18 +1,12 @@
-//! How integer dot products are cut, the same for every SIMD set but one: `avx512vnni` has blocks of its own for several tokens.
+//! How the integer products of several tokens are cut in NEON, for prompts and for the verification of guesses.
 //!
-//! With one token (decoding) the weights are read once, from memory, and unpacked on the way: [`Gemv::gemv`] takes
-//! [`ROWS`] rows at a time.
-//!
-//! With several tokens (prompts, and the verification of guesses) unpacking would be repeated for each of them. A *block*,
-//! [`BLOCK_ROWS`] rows by [`CODES`] codes, is unpacked to bytes in the first-level cache, and all tokens pass over it,
-//! [`TOKENS`] at a time, in a loop of nothing but loads and products ([`Tiles::gemm`]). What a token brings from the
-//! second-level cache serves all rows of the block.
+//! Unpacking would be repeated for each of them. A *block*, [`BLOCK_ROWS`] rows by [`CODES`] codes, is unpacked to bytes in the
+//! first-level cache, and all tokens pass over it, [`TOKENS`] at a time, in a loop of nothing but loads and products
+//! ([`Tiles::gemm`]). What a token brings from the second-level cache serves all rows of the block.
 
-use super::contract::{Bits, CHUNK, Codes, PLANE_ALIGN, Planes, RowsOf};
-use super::shapes;
-
-/// Rows of a tile.
-pub(super) const ROWS: usize = 4;
+use crate::kernels::contract::{Bits, CHUNK, Codes, PLANE_ALIGN, Planes};
+use crate::kernels::gemv::{self, Gemv, ROWS};
+use crate::kernels::shapes;
 
 /// Tokens of a tile.
 pub(super) const TOKENS: usize = 4;
@@ -21,23 +15,9 @@ pub(super) const TOKENS: usize = 4;
 const BLOCK_ROWS: usize = 16;
 
 /// Codes of a row in a block: 16 KiB for all rows.
-pub(super) const CODES: usize = 1024;
+const CODES: usize = 1024;
 
-/// The inner product of an instruction set for one token.
-pub(super) trait Gemv: Copy {
-    /// What its codes stand above their value; [`Bits::offset`] unless it makes signed bytes unsigned by flipping their
-    /// highest bit, which adds 128.
-    fn offset(bits: Bits) -> i32 {
-        bits.offset()
-    }
-
-    /// `Σ code · q` of each row with one token, codes not yet freed of their offset.
-    ///
-    /// A token is `8 / BITS` planes of `stride` bytes (see [`check`]).
-    fn gemv<const BITS: usize, const R: usize>(self, rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R];
-}
-
-/// The inner product of an instruction set for several tokens, where it goes by the blocks of this file.
+/// The inner product of an instruction set for several tokens.
 pub(super) trait Tiles: Gemv {
     /// `Σ code · q` of each token, whose planes begin at byte `at`, with the unpacked rows.
     fn gemm<const BITS: usize, const T: usize>(
@@ -55,39 +35,11 @@ pub(super) trait Tiles: Gemv {
 #[inline(always)]
 pub(super) fn dots<S: Tiles>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     match (w.bits(), x.tokens()) {
-        (_, 0 | 1) => dots_one(set, w, x, acc),
+        (_, 0 | 1) => gemv::dots(set, w, x, acc),
         (Bits::Two, _) => tokens::<S, 2>(set, w, x, acc),
         (Bits::Four, _) => tokens::<S, 4>(set, w, x, acc),
         (Bits::Eight, _) => tokens::<S, 8>(set, w, x, acc),
     }
-}
-
-/// As [`dots`], for one token or none.
-#[inline(always)]
-pub(super) fn dots_one<S: Gemv>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
-    shapes::dots(w, x, acc);
-    match w.bits() {
-        _ if x.tokens() == 0 => {}
-        Bits::Two => one_token::<S, 2>(set, w, x, acc),
-        Bits::Four => one_token::<S, 4>(set, w, x, acc),
-        Bits::Eight => one_token::<S, 8>(set, w, x, acc),
-    }
-}
-
-#[inline(always)]
-fn one_token<S: Gemv, const BITS: usize>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
-    let (token, stride) = (x.token(0), x.stride());
-    let mut r = 0;
-    while r + ROWS <= w.rows() {
-        let sums = set.gemv::<BITS, ROWS>(w.rows_of(r), token, stride);
-        acc[r..r + ROWS].copy_from_slice(&sums);
-        r += ROWS;
-    }
-    for (r, sum) in acc.iter_mut().enumerate().skip(r) {
-        [*sum] = set.gemv::<BITS, 1>(w.rows_of(r), token, stride);
-    }
-    let offset = S::offset(w.bits()) * x.sum(0);
-    acc.iter_mut().for_each(|sum| *sum -= offset);
 }
 
 #[inline(always)]
@@ -221,15 +173,4 @@ impl<'a> Unpacked<'a> {
         assert!(tokens.iter().all(|token| token.len() == 8 / BITS * stride));
         tokens.map(|token| &token[p * stride..][..stride][at..][..self.len])
     }
-}
-
-/// What the loads of a `gemv` rely on; returns the length of a row.
-///
-/// Every plane of the token can be read up to that length rounded up to [`PLANE_ALIGN`].
-#[inline]
-pub(super) fn check<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> usize {
-    let len = rows.row_bytes();
-    assert!(len <= stride && stride.is_multiple_of(PLANE_ALIGN));
-    assert_eq!(token.len(), 8 / BITS * stride);
-    len
 }

@@ -1,10 +1,12 @@
 //! x86_64: `avx2` and `avx512vnni`.
 //!
 //! Both share the float kernels and the rounding, which run in AVX2's registers: a float vector operation waits for
-//! memory more than for the width of its registers. The integer products are files of their own: `qdot`, `qdot_vnni` and `gemm_vnni`.
+//! memory more than for the width of its registers. The integer products are files of their own: `qdot` for one token and
+//! `gemm` for several, `qdot_vnni` and `gemm_vnni`.
 
 mod attention;
 mod fdot;
+mod gemm;
 mod gemm_vnni;
 mod lanes;
 mod nonlinear;
@@ -16,7 +18,7 @@ mod quantize;
 use std::ops::Range;
 
 use super::contract::{Bits, Codes, Kernels, Planes, RowsOf, Softmax, Split, Weights};
-use super::tiles::{Gemv, ROWS, Tiles, Unpacked};
+use super::gemv::Gemv;
 
 /// Proof that this CPU has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -55,23 +57,6 @@ impl Gemv for Avx2 {
     }
 }
 
-impl Tiles for Avx2 {
-    #[inline(always)]
-    fn gemm<const BITS: usize, const T: usize>(
-        self,
-        codes: Unpacked<'_>,
-        tokens: [&[i8]; T],
-        stride: usize,
-        at: usize,
-    ) -> [[i32; ROWS]; T] {
-        // SAFETY: as above.
-        #[allow(unsafe_code)]
-        unsafe {
-            qdot::gemm::<BITS, T>(codes, tokens, stride, at)
-        }
-    }
-}
-
 impl Gemv for Avx512Vnni {
     fn offset(bits: Bits) -> i32 {
         match bits {
@@ -90,7 +75,7 @@ impl Gemv for Avx512Vnni {
     }
 }
 
-/// One implementation of the trait for both: they differ in their [`Tiles`].
+/// One implementation of the trait for both: they differ in their integer products.
 macro_rules! kernels {
     ($set:ty, $name:literal, $dots:path, $peak:path) => {
         // SAFETY of all blocks: `self` exists, so `detect` saw AVX2 and FMA, which is all that the callees enable; `dots`

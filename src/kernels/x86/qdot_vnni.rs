@@ -2,7 +2,7 @@
 //! verification of guesses, which is bound by memory too. Many tokens: `gemm_vnni`.
 //!
 //! `vpdpbusd` adds four products of unsigned and signed bytes to an int32, exactly. Signed 8-bit codes become unsigned
-//! ones by flipping their sign bit, which adds 128 to each: one more offset for `tiles` to take out. With it a sum stays
+//! ones by flipping their sign bit, which adds 128 to each: one more offset to take out. With it a sum stays
 //! below `255 · 128 · 2^16 < 2^31`; so does a field that is masked where it stands (`192 · 128 · 2^14` for 2-bit codes,
 //! `240 · 128 · 2^15` for 4-bit codes), whose sums are divided by its place value in the end.
 
@@ -10,8 +10,8 @@ use std::arch::x86_64::*;
 
 use super::gemm_vnni;
 use crate::kernels::contract::{Bits, CHUNK, Codes, Planes, RowsOf};
+use crate::kernels::gemv::{self, Gemv, ROWS};
 use crate::kernels::shapes;
-use crate::kernels::tiles::{self, Gemv, ROWS};
 
 /// Most tokens for which rows are read where they stand. From here on `gemm_vnni` is faster, which transposes them.
 const FEW: usize = 8;
@@ -26,7 +26,7 @@ pub(super) const BYTE_OFFSET: i32 = 128;
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn dots<S: Gemv>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     match (x.tokens(), w.bits()) {
-        (0 | 1, _) => tiles::dots_one(set, w, x, acc),
+        (0 | 1, _) => gemv::dots(set, w, x, acc),
         (..=FEW, Bits::Two) => few::<2>(w, x, acc),
         (..=FEW, Bits::Four) => few::<4>(w, x, acc),
         (..=FEW, Bits::Eight) => few::<8>(w, x, acc),
@@ -39,7 +39,7 @@ pub(super) fn dots<S: Gemv>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]
 /// `Σ code · q` of `R` rows with one token.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn gemv<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
-    let len = tiles::check::<BITS, R>(rows, token, stride);
+    let len = gemv::check::<BITS, R>(rows, token, stride);
     let (row, chunk) = rows.strides();
     // No prefetch: groups are a single stream, which the CPU is ahead of by itself.
     let mut fields = [[_mm512_setzero_si512(); 4]; R];
@@ -123,7 +123,7 @@ fn tile<const BITS: usize, const R: usize, const T: usize>(
     let mut len = 0;
     for (i, token) in tokens.iter_mut().enumerate() {
         *token = x.token(t + i);
-        len = tiles::check::<BITS, R>(rows, token, x.stride());
+        len = gemv::check::<BITS, R>(rows, token, x.stride());
     }
     let mut sums = [[_mm512_setzero_si512(); R]; T];
     let mut at = 0;
@@ -249,7 +249,7 @@ fn load_q<const BITS: usize>(token: &[i8], stride: usize, at: usize) -> [__m512i
 fn load_plane<const BITS: usize>(token: &[i8], stride: usize, at: usize, p: usize) -> __m512i {
     debug_assert!(p < 8 / BITS && token.len() == 8 / BITS * stride && at + 64 <= stride);
     // SAFETY: `p` is one of the `8 / BITS` planes, `at < len <= stride`, `at` and `stride` are multiples of 64, and
-    // `tiles::check` saw that the token has `8 / BITS` planes of `stride` bytes.
+    // `gemv::check` saw that the token has `8 / BITS` planes of `stride` bytes.
     #[allow(unsafe_code)]
     unsafe {
         _mm512_loadu_si512(token.as_ptr().add(p * stride + at).cast())
