@@ -374,6 +374,34 @@ fn what_is_not_the_file_is_refused() {
 
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
+fn what_is_there_of_another_version_is_not_used() {
+    let published = Published::new();
+    // Everything of the version before came, a file among it that there is none of now, but it could not be packed.
+    let mut before = published.files.clone();
+    *before.get_mut("model.safetensors").unwrap().last_mut().unwrap() ^= 1;
+    before.insert("tokenizer.json".into(), b"{}".to_vec());
+    let gone = ["chat_template.jinja", "generation_config.json"].into_iter().find(|name| !before.contains_key(*name));
+    let gone = gone.expect("a file that is not published");
+    before.insert(gone.into(), published.files["config.json"].clone());
+    published.refused(&Server::start(before, Manners::default()), &[], &["tokenizer.json"]);
+    let work = published.at(".got.ember.fetch");
+    assert!(work.join("model.safetensors").exists() && work.join(gone).exists());
+    // The next version is begun with, and cut.
+    let server = published.serve(Manners::default());
+    let mut child = published.command(&server).args(["--limit-rate", "1M"]).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while fs::metadata(work.join("model.safetensors.partial")).map_or(0, |found| found.len()) < 100_000 {
+        assert!(Instant::now() < until, "nothing comes");
+        thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!work.join(gone).exists());
+    published.got(published.fetch(&server, &[]));
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "needs no architecture")]
 fn a_server_without_ranges_or_tags_sends_whole_files() {
     let published = Published::new();
     let server = published.serve(Manners { no_ranges: true, ..Manners::default() });

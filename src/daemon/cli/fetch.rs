@@ -153,15 +153,16 @@ fn private(dir: &Path) -> Result<File, Error> {
 
 /// Moves the packed model to its place; by a copy, where that is another file system.
 fn publish(packed: &Path, to: &Path) -> std::io::Result<()> {
-    fs::set_permissions(packed, fs::Permissions::from_mode(0o644))?;
     match fs::rename(packed, to) {
         Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
             crate::engine::checkpoint::output::atomically(to, |out| {
                 std::io::copy(&mut File::open(packed)?, out).map(drop)
-            })
+            })?;
         }
-        result => result,
+        result => result?,
     }
+    // For the daemon to read, whatever the umask.
+    fs::set_permissions(to, fs::Permissions::from_mode(0o644))
 }
 
 fn remove(dir: &Path) -> Result<(), Error> {

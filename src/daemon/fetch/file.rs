@@ -219,11 +219,15 @@ impl Line<'_> {
         if known && fs::metadata(to).is_ok_and(|found| found.len() == wanted.len()) {
             return Ok(());
         }
+        if !known {
+            // Before the note says what is to come: a finished file of another version would pass for it.
+            forget(to);
+        }
         let mut options = OpenOptions::new();
         let open = options.read(true).write(true).create(true).truncate(false).custom_flags(OFlag::O_NOFOLLOW.bits());
         let mut file = open.open(&partial).map_err(failed(&partial, "write"))?;
         let mut at =
-            if known && remote.ranges { there(&mut file, wanted).map_err(failed(&partial, "read"))? } else { 0 };
+            if known && remote.in_pieces() { there(&mut file, wanted).map_err(failed(&partial, "read"))? } else { 0 };
         file.set_len(at).map_err(failed(&partial, "write"))?;
         file.seek(SeekFrom::Start(at)).map_err(failed(&partial, "write"))?;
         fs::write(&note, of.unwrap_or_default()).map_err(failed(&note, "write"))?;
@@ -234,7 +238,7 @@ impl Line<'_> {
         }
         let mut failures = 0;
         while let Some(rest) = wanted.rest(at) {
-            if !remote.ranges {
+            if !remote.in_pieces() {
                 at = 0;
                 file.set_len(0).and_then(|()| file.rewind()).map_err(failed(&partial, "write"))?;
             }
@@ -244,9 +248,10 @@ impl Line<'_> {
                 at += piece.len() as u64;
                 Ok(())
             };
-            let result = self.pieces(remote, remote.ranges.then_some(rest), (before, wanted.len()), &mut keep).await;
+            let result =
+                self.pieces(remote, remote.in_pieces().then_some(rest), (before, wanted.len()), &mut keep).await;
             if let Err(error) = result {
-                if remote.ranges && at > before {
+                if remote.in_pieces() && at > before {
                     failures = 0;
                 }
                 self.again(&mut failures, error).await?;
@@ -310,9 +315,9 @@ pub(super) fn sha256(path: &Path) -> Result<String, FetchError> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Deletes a file that is not what it should be, and what was noted about it.
+/// Deletes a file that is not what it should be, what is there of the next one, and what was noted about it.
 pub(super) fn forget(path: &Path) {
-    for path in [path.to_owned(), beside(path, "tag")] {
+    for path in [path.to_owned(), beside(path, "partial"), beside(path, "tag")] {
         let _ = fs::remove_file(path);
     }
 }

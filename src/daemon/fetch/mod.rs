@@ -124,7 +124,11 @@ impl Fetch<'_> {
     /// What the server has under `name`; held against the checksum that is wanted, if both are known.
     async fn probe(&mut self, name: &str) -> Result<Option<Remote>, FetchError> {
         let url = self.url(name);
-        let Some(mut remote) = self.line.probe(&url).await? else { return Ok(None) };
+        let Some(mut remote) = self.line.probe(&url).await? else {
+            // Nor may one of an earlier attempt at something else be taken for it.
+            file::forget(&self.dir.join(name));
+            return Ok(None);
+        };
         if let Some(commit) = &remote.commit {
             self.revision.clone_from(commit);
             remote.url = self.url(name);
