@@ -121,8 +121,11 @@ where
                     draining = true;
                     info!(limit_s = config.limits.drain_s, "shutting down");
                     // First, so that who hears of the end sees no waiting request start any more.
-                    scheduler.drain(config.limits.drain());
-                    tell(&[NotifyState::Stopping, NotifyState::Status("finishing the running request")]);
+                    let limit = config.limits.drain();
+                    scheduler.drain(limit);
+                    let status = NotifyState::Status("finishing the running request");
+                    // And a while for the answer, and for what has to be written.
+                    tell(&[NotifyState::Stopping, status, patience(limit + PATIENCE)]);
                 }
             },
             () = watchdog.due() => watchdog.feed(scheduler.heartbeat()),
@@ -208,6 +211,15 @@ fn listen(section: &config::Socket) -> Result<Listener, BindError> {
     if listener.path() != section.path {
         let (socket, configured) = (listener.path().display(), section.path.display());
         warn!(%socket, %configured, "socket.path is not where the service manager listens; clients have to use the former");
+    }
+    let socket = listener.path().display();
+    match listener.access() {
+        Ok((mode, group)) if Some(mode) != section.mode_bits() || section.group.is_some() && section.group != group => {
+            let (mode, group) = (format!("{mode:04o}"), group.unwrap_or_default());
+            warn!(%socket, mode, group, "socket.mode and socket.group have no effect: the service manager made the socket");
+        }
+        Ok(_) => {}
+        Err(error) => warn!(%socket, %error, "cannot tell who may connect"),
     }
     Ok(listener)
 }

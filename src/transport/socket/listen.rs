@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt};
-use nix::unistd::{Group, chown};
+use nix::unistd::{Gid, Group, chown};
 use tokio::net::{UnixListener, UnixStream};
 
 /// Why there is no socket.
@@ -75,6 +75,17 @@ impl Listener {
     /// Where clients find it.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Who may connect: the mode of the file, and the name of its group if it has one.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be found out.
+    pub fn access(&self) -> io::Result<(u32, Option<String>)> {
+        let file = fs::symlink_metadata(&self.path)?;
+        let group = Group::from_gid(Gid::from_raw(file.gid()))?;
+        Ok((file.permissions().mode() & 0o7777, group.map(|group| group.name)))
     }
 
     /// Listens at `path`, with `mode` and `group` in force before the first connection can be made. Needs a runtime.
