@@ -6,7 +6,7 @@
 #   --dry-run         say what would be done; change nothing there
 #   --uninstall       remove the packages; configuration and models stay
 #   --purge           with --uninstall: remove configuration, models and kept requests, too
-#   --config FILE     put FILE at /etc/emberd/conf.d/50-install.toml, after checking it there
+#   --config FILE     put FILE at /etc/emberd/conf.d/50-install.toml, and back what was there if the whole is no good
 #   --port N, --identity FILE     for ssh
 #
 # It uses apt, so that dependencies and conffiles are apt's business, and sudo where the user is not root.
@@ -50,18 +50,20 @@ change() { # WHAT COMMAND…
 # What is there: architecture, glibc, root or sudo, versions.
 # shellcheck disable=SC2016 # expands there
 facts=$(there 'dpkg --print-architecture; ldd --version | sed -n "1s/.* //p"; id -u; command -v sudo || echo none
-    dpkg-query -W -f "\${Package} \${Version} \${db:Status-Status}\n" "emberd*" 2>/dev/null | grep " installed$" || true') ||
+    dpkg-query -W -f "\${Package} \${Version} \${db:Status-Status}\n" "emberd*" 2>/dev/null | grep -E " (installed|config-files)$" || true') ||
     fail "$host cannot be reached, or is no Debian"
 { read -r architecture && read -r glibc && read -r uid && read -r sudo; } <<<"$facts"
-installed=$(sed 1,4d <<<"$facts")
+# With --purge what has been removed counts, too: its configuration is there.
+known=$(sed 1,4d <<<"$facts")
+installed=$(grep ' installed$' <<<"$known" || true)
 [ "$uid" != 0 ] || sudo=''
 [ "$sudo" != none ] || fail "$host: neither root nor sudo"
 
 if [ -n "$uninstall" ]; then
-    [ -n "$installed" ] || [ -n "$purge" ] || { echo "nothing to remove"; exit 0; }
-    names=$(cut -d' ' -f1 <<<"$installed" | paste -sd' ')
     action=remove
-    [ -z "$purge" ] || action=purge names="emberd emberd-model-home"
+    [ -z "$purge" ] || action=purge installed=$known
+    [ -n "$installed" ] || { echo "nothing to $action"; exit 0; }
+    names=$(cut -d' ' -f1 <<<"$installed" | paste -sd' ')
     change "$action $names" "$sudo env DEBIAN_FRONTEND=noninteractive apt-get $action -y -q $names"
     exit
 fi
@@ -86,19 +88,35 @@ if [ ${#wanted[@]} -gt 0 ]; then
     else
         echo "installing ${names[*]}"
         place=$(there mktemp -d)
-        for file in "${wanted[@]}"; do there "cat >$place/${file##*/}" <"$file"; done
+        trap 'there "rm -rf $place"' EXIT
+        paths=()
+        for file in "${wanted[@]}"; do
+            # Numbered: a file's name may hold anything.
+            paths+=("$place/${#paths[@]}.deb")
+            there "cat >${paths[-1]}" <"$file"
+        done
         there "chmod -R a+rX $place"
-        there "$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --allow-downgrades ${names[*]/#/$place/}"
-        there "rm -r $place"
+        # A configuration file that was changed there stays; nobody is asked.
+        there "$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --allow-downgrades \
+            -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold ${paths[*]}"
     fi
 fi
 if [ -n "$config" ]; then
     if [ -n "$dry" ]; then
         echo "would put $config at /etc/emberd/conf.d/50-install.toml and restart emberd"
     else
-        there "cat >/tmp/emberd-install.toml && emberd check-config --config /tmp/emberd-install.toml >/dev/null" <"$config" ||
-            fail "$config: refused by emberd check-config; nothing was changed"
-        there "$sudo install -D -m 644 /tmp/emberd-install.toml /etc/emberd/conf.d/50-install.toml && rm /tmp/emberd-install.toml && $sudo systemctl restart emberd"
+        # Checked where it belongs, with everything that is there besides.
+        own=/etc/emberd/conf.d/50-install.toml
+        there "set -e
+            if [ -e $own ]; then $sudo mv $own $own.old; fi
+            $sudo install -D -m 644 /dev/stdin $own
+            if ! $sudo emberd check-config >/dev/null; then
+                $sudo rm $own
+                if [ -e $own.old ]; then $sudo mv $own.old $own; fi
+                exit 1
+            fi
+            $sudo rm -f $own.old" <"$config" || fail "$config: refused by emberd check-config; the configuration is as it was"
+        there "$sudo systemctl restart emberd"
     fi
 fi
 [ -n "$dry" ] || there 'systemctl status --no-pager -n 5 emberd' || fail "installed, but not running: see above"
