@@ -36,7 +36,7 @@ fn systemd_hears_of_loading_readiness_and_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let loading = dir.path().join("loading");
     fs::write(&loading, "").unwrap();
-    let mut daemon = Daemon::launch(dir, "", &[]);
+    let mut daemon = Daemon::launch(dir, "[limits]\ndrain_s = 300\n", &[]);
     daemon.wait_notified("STATUS=loading the model");
     daemon.wait_notified("EXTEND_TIMEOUT_USEC=");
     // Who comes early waits until the model is there.
@@ -46,7 +46,8 @@ fn systemd_hears_of_loading_readiness_and_the_end() {
     daemon.wait_notified("READY=1");
     assert_eq!(daemon.post("/v1/prompt", "ready").body, "You said: ready");
     daemon.signal(Signal::SIGTERM);
-    daemon.wait_notified("STOPPING=1");
+    // In the same message as STOPPING=1: TimeoutStopSec= knows nothing of drain_s.
+    assert_eq!(daemon.wait_notified("EXTEND_TIMEOUT_USEC="), "EXTEND_TIMEOUT_USEC=330000000");
     assert_eq!(daemon.wait().code(), Some(0));
     assert!(!daemon.socket.exists());
 }

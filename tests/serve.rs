@@ -216,7 +216,7 @@ fn a_socket_of_the_service_manager_outlives_the_daemon() {
     let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ember-home");
     let (socket, config) = (dir.path().join("passed.sock"), dir.path().join("config.toml"));
     let elsewhere = dir.path().join("other.sock");
-    let text = format!("[model]\npath = {}\n[socket]\npath = {}\n", json!(home), json!(elsewhere));
+    let text = format!("[model]\npath = {}\n[socket]\npath = {}\nmode = \"0600\"\n", json!(home), json!(elsewhere));
     fs::write(&config, text).expect("config");
     // Passes the socket on at the first connection and becomes the daemon.
     let activated = Command::new("systemd-socket-activate")
@@ -237,5 +237,6 @@ fn a_socket_of_the_service_manager_outlives_the_daemon() {
     assert_eq!(ended.status.code(), Some(0));
     let log = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert!(log.contains("socket.path is not where the service manager listens"), "{log}");
+    assert!(log.contains("socket.mode and socket.group have no effect"), "{log}");
     assert!(socket.exists() && !elsewhere.exists());
 }
