@@ -91,7 +91,7 @@ struct Fleet {
 impl Fleet {
     fn new() -> Fleet {
         let fleet = Fleet { dir: tempfile::tempdir().unwrap() };
-        for name in ["bin", "boot", "served", "opt", "etc"] {
+        for name in ["bin", "boot", "served", "opt", "etc", "etc/mosquitto"] {
             fs::create_dir(fleet.at(name)).unwrap();
         }
         for program in ["apt-get", "systemctl", "mosquitto_passwd", "chown"] {
