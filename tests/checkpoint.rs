@@ -105,10 +105,16 @@ impl Files {
     }
 }
 
-/// A row of either table, dequantized.
+/// A row of either table, dequantized: the same in parts, which begin and end within blocks, too.
 fn row(table: &emberd::engine::checkpoint::Table, token: usize) -> Vec<f32> {
-    let mut out = vec![f32::NAN; table.row_len];
-    table.row(token, &mut out);
+    let n = table.row_len;
+    let mut out = vec![f32::NAN; n];
+    table.row(token, 0..n, &mut out);
+    let mut parts = vec![f32::NAN; n];
+    for part in [0..8, 8..n - 8, n - 8..n] {
+        table.row(token, part.clone(), &mut parts[part]);
+    }
+    assert_eq!(out, parts);
     out
 }
 

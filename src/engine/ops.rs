@@ -71,7 +71,8 @@ impl Compute {
         if !rounds_alike(gate, up) {
             self.linear(kinds[0], gate, x, y, quantized);
             self.linear(kinds[1], up, x, spare, quantized);
-            return self.gelu_mul(y, spare);
+            let n = gate.n;
+            return self.gelu_mul(y, n, |t| &spare[t * n..][..n]);
         }
         let planes = self.quantize(gate, x, quantized);
         let tokens = planes.tokens();
@@ -192,10 +193,35 @@ impl Compute {
     pub fn rms_norm_then(&self, x: &mut [f32], weight: &[f32], eps: f32, after: impl Fn(&mut [f32], usize) + Sync) {
         let kernels = self.kernels;
         self.pool.items_into(x, weight.len(), |_, i, row| {
-            let r = inverse_rms(kernels, row, eps);
-            row.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * r * w);
+            rms_norm(kernels, row, weight, eps);
             after(row, i);
         });
+    }
+
+    /// `x = rms_norm(h)`; `x` becomes as long as `h`, `[rows, weight.len()]`.
+    pub fn rms_norm_of(&self, h: &[f32], x: &mut Vec<f32>, weight: &[f32], eps: f32) {
+        let (kernels, n) = (self.kernels, weight.len());
+        x.resize(h.len(), 0.0);
+        self.pool.items_into(x, n, |_, i, x| {
+            let h = &h[i * n..][..n];
+            let r = inverse_rms(kernels, h, eps);
+            x.iter_mut().zip(h).zip(weight).for_each(|((x, h), w)| *x = *h * r * w);
+        });
+    }
+
+    /// `h += rms_norm(x)`, of each row of `h` and `x` `[rows, weight.len()]`.
+    pub fn add_rms_norm(&self, h: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+        let (kernels, n) = (self.kernels, weight.len());
+        self.pool.items_into(h, n, |_, i, h| {
+            let x = &x[i * n..][..n];
+            let r = inverse_rms(kernels, x, eps);
+            h.iter_mut().zip(x).zip(weight).for_each(|((h, x), w)| *h += *x * r * w);
+        });
+    }
+
+    /// `h *= factor`, of each row of `h` `[rows, n]`.
+    pub fn scale(&self, h: &mut [f32], n: usize, factor: f32) {
+        self.pool.items_into(h, n, |_, _, h| h.iter_mut().for_each(|h| *h *= factor));
     }
 
     /// RMSNorm without a weight, of each row of `x` `[rows, n]` in place.
@@ -207,13 +233,9 @@ impl Compute {
         });
     }
 
-    /// `gate[i] = gelu(gate[i]) · up[i]`; lengths are multiples of 16.
-    pub fn gelu_mul(&self, gate: &mut [f32], up: &[f32]) {
-        // The largest power of two up to 256 that divides the length.
-        let item = 1 << gate.len().trailing_zeros().min(8);
-        self.pool.items_into(gate, item, |_, i, gate| {
-            self.kernels.gelu_mul(gate, &up[i * item..][..item]);
-        });
+    /// `gate[t] = gelu(gate[t]) ⊙ up(t)` of each row of `gate` `[rows, n]`; `n` is a multiple of 16.
+    pub fn gelu_mul<'u>(&self, gate: &mut [f32], n: usize, up: impl Fn(usize) -> &'u [f32] + Sync) {
+        self.pool.items_into(gate, n, |_, t, gate| self.kernels.gelu_mul(gate, up(t)));
     }
 }
 
@@ -222,11 +244,12 @@ fn rounds_alike(a: &Linear, b: &Linear) -> bool {
     a.input_step != 0.0 && a.input_step == b.input_step && a.bits == b.bits && a.n == b.n
 }
 
-fn inverse_rms(kernels: &dyn Kernels, row: &[f32], eps: f32) -> f32 {
-    1.0 / (kernels.sum_squares(row) / row.len() as f32 + eps).sqrt()
+/// RMSNorm of one row in place.
+pub fn rms_norm(kernels: &dyn Kernels, row: &mut [f32], weight: &[f32], eps: f32) {
+    let r = inverse_rms(kernels, row, eps);
+    row.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * r * w);
 }
 
-/// `h[i] += x[i]`.
-pub fn add(h: &mut [f32], x: &[f32]) {
-    h.iter_mut().zip(x).for_each(|(h, x)| *h += x);
+fn inverse_rms(kernels: &dyn Kernels, row: &[f32], eps: f32) -> f32 {
+    1.0 / (kernels.sum_squares(row) / row.len() as f32 + eps).sqrt()
 }

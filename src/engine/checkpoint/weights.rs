@@ -1,5 +1,7 @@
 //! The weights as the model uses them: codes in place in the mapped file, small vectors as `f32`.
 
+use std::ops::Range;
+
 use crate::engine::bytes::Bytes;
 use crate::kernels::contract::{Bits, Codes, Layout};
 
@@ -97,21 +99,25 @@ pub struct Table {
 }
 
 impl Table {
-    /// Writes the row of `token`, `(code − offset) · scale`, to `out`, `[row_len]`.
+    /// Writes `part` of the row of `token`, `(code − offset) · scale`, to `out`, `[part]`.
     ///
     /// # Panics
     ///
-    /// When `token` is not below `rows`, or `out` has another length.
-    pub fn row(&self, token: usize, out: &mut [f32]) {
-        assert!(token < self.rows && out.len() == self.row_len, "row {token} of {}", self.rows);
-        let bytes = self.bits.row_bytes(self.row_len);
-        let (mut codes, mut scales) = (vec![0; bytes], vec![0.0; self.blocks]);
-        self.codes.read_at(token * bytes, &mut codes);
-        self.scales.read_at(token * self.blocks, &mut scales);
+    /// When `token` is not below `rows`, `part` is not in the row or not whole bytes of it, or `out` has another length.
+    pub fn row(&self, token: usize, part: Range<usize>, out: &mut [f32]) {
+        assert!(token < self.rows && part.end <= self.row_len, "{part:?} of row {token} of {}", self.rows);
+        assert_eq!(out.len(), part.len());
+        let planes = self.bits.planes();
+        assert!(part.start.is_multiple_of(planes) && part.end.is_multiple_of(planes), "{part:?} by {planes}");
         let block = self.row_len / self.blocks;
-        let parts = out.chunks_exact_mut(block).zip(codes.chunks_exact(self.bits.row_bytes(block)));
-        for ((out, codes), &scale) in parts.zip(&scales) {
-            for (out, &byte) in out.chunks_exact_mut(self.bits.planes()).zip(codes) {
+        let blocks = part.start / block..part.end.div_ceil(block);
+        let (mut codes, mut scales) = (vec![0; part.len() / planes], vec![0.0; blocks.len()]);
+        self.codes.read_at((token * self.row_len + part.start) / planes, &mut codes);
+        self.scales.read_at(token * self.blocks + blocks.start, &mut scales);
+        for (b, scale) in blocks.zip(scales) {
+            let values = (b * block).max(part.start) - part.start..((b + 1) * block).min(part.end) - part.start;
+            let codes = &codes[values.start / planes..values.end / planes];
+            for (out, &byte) in out[values].chunks_exact_mut(planes).zip(codes) {
                 unpack(byte, self.bits, scale, out);
             }
         }

@@ -3,7 +3,7 @@
 use super::attend::Attend;
 use super::rope::Rotation;
 use crate::engine::checkpoint::config::{Config, Kind};
-use crate::engine::ops::{Quantized, add};
+use crate::engine::ops::Quantized;
 use crate::parallel::{Pool, Scratch};
 
 /// Which tokens of a batch go through all layers. The others only fill the caches: nothing above the last layer that owns
@@ -32,8 +32,6 @@ pub struct Activations {
     /// Per-layer inputs `[T, layers, P]` of `ple_layers`.
     pub(super) ple: Vec<f32>,
     pub(super) ple_layers: std::ops::Range<usize>,
-    /// One token's row of the per-layer table `[L, P]`.
-    pub(super) ple_row: Vec<f32>,
     /// Queries, and then the heads' outputs `[T, heads, d]`.
     pub(super) q: Vec<f32>,
     pub(super) heads: Vec<f32>,
@@ -65,7 +63,6 @@ impl Activations {
             x: Vec::new(),
             ple: Vec::new(),
             ple_layers: 0..0,
-            ple_row: Vec::new(),
             q: Vec::new(),
             heads: Vec::new(),
             k: Vec::new(),
@@ -117,9 +114,5 @@ impl Activations {
         self.tokens.drain(..dropped);
         self.positions.drain(..dropped);
         self.rotations.iter_mut().for_each(|rotation| rotation.drop_first(dropped));
-    }
-
-    pub(super) fn add_x_to_h(&mut self) {
-        add(&mut self.h, &self.x);
     }
 }

@@ -47,8 +47,7 @@ impl Model {
         embed(net, act); // h [T, H] = embed[token] · √H
         per_layer::inputs(on, net, act, 0..self.last_owner); // ple [L, T, P]
         for (i, layer) in net.weights.layers.iter().enumerate() {
-            act.x.clone_from(&act.h);
-            on.rms_norm(&mut act.x, &layer.input_norm, eps);
+            on.rms_norm_of(&act.h, &mut act.x, &layer.input_norm, eps);
             if net.config.layers[i].owns_cache {
                 attention::append_kv(on, net, act, cache, i); // k, v [T, kv_heads, d] -> cache
             }
@@ -60,19 +59,14 @@ impl Model {
                 per_layer::inputs(on, net, act, i..net.config.layers.len());
             }
             attention::attention(on, net, act, cache, i); // x -> [T, H]
-            on.rms_norm(&mut act.x, &layer.post_attention_norm, eps);
-            act.add_x_to_h();
+            on.add_rms_norm(&mut act.h, &act.x, &layer.post_attention_norm, eps);
 
-            act.x.clone_from(&act.h);
-            on.rms_norm(&mut act.x, &layer.pre_feedforward_norm, eps);
+            on.rms_norm_of(&act.h, &mut act.x, &layer.pre_feedforward_norm, eps);
             mlp::mlp(on, net, act, i); // x -> [T, H]
-            on.rms_norm(&mut act.x, &layer.post_feedforward_norm, eps);
-            act.add_x_to_h();
+            on.add_rms_norm(&mut act.h, &act.x, &layer.post_feedforward_norm, eps);
 
-            if per_layer::branch(on, net, act, i) {
-                act.add_x_to_h(); // x [T, H] = rmsnorm(proj(gelu(gate(h)) ⊙ ple[i]))
-            }
-            act.h.iter_mut().for_each(|h| *h *= layer.layer_scalar);
+            per_layer::branch(on, net, act, i); // h += rmsnorm(proj(gelu(gate(h)) ⊙ ple[i]))
+            on.scale(&mut act.h, net.config.hidden, layer.layer_scalar);
         }
         cache.advance(tokens.len());
         logits(on, net, act)
@@ -85,7 +79,7 @@ fn embed(net: &Checkpoint, act: &mut Activations) {
     let scale = (hidden as f32).sqrt();
     act.h.resize(act.tokens.len() * hidden, 0.0);
     for (&token, h) in act.tokens.iter().zip(act.h.chunks_exact_mut(hidden)) {
-        net.weights.embed.row(token as usize, h);
+        net.weights.embed.row(token as usize, 0..hidden, h);
         h.iter_mut().for_each(|h| *h *= scale);
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::activations::Activations;
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::ops::Compute;
+use crate::engine::ops::{Compute, rms_norm};
 use crate::stats::{Projection, Stage};
 
 /// Computes the inputs of `layers` for the batch's tokens:
@@ -23,29 +23,29 @@ pub(super) fn inputs(on: &Compute, net: &Checkpoint, act: &mut Activations, laye
     }
     on.linear_bf16(&weights.model_proj, rows.clone(), &act.embedded, &mut act.ple);
     let scale = 1.0 / (hidden as f32).sqrt();
-    act.ple.iter_mut().for_each(|x| *x *= scale);
-    on.rms_norm(&mut act.ple, &weights.proj_norm, net.config.eps);
-    act.ple_row.resize(net.config.layers.len() * p, 0.0);
     let (sqrt_p, half) = ((p as f32).sqrt(), std::f32::consts::FRAC_1_SQRT_2);
-    for (&token, ple) in act.tokens.iter().zip(act.ple.chunks_exact_mut(rows.len())) {
-        weights.table.row(token as usize, &mut act.ple_row);
-        for (x, looked_up) in ple.iter_mut().zip(&act.ple_row[rows.clone()]) {
-            *x = (*x + looked_up * sqrt_p) * half;
+    let (tokens, eps) = (&act.tokens, net.config.eps);
+    on.pool.ranges_into(&mut act.ple, rows.len(), 1, |_, batch, ple| {
+        let mut looked_up = vec![0.0; rows.len()];
+        for (&token, ple) in tokens[batch].iter().zip(ple.chunks_exact_mut(rows.len())) {
+            weights.table.row(token as usize, rows.clone(), &mut looked_up);
+            for (ple, looked_up) in ple.chunks_exact_mut(p).zip(looked_up.chunks_exact(p)) {
+                ple.iter_mut().for_each(|x| *x *= scale);
+                rms_norm(on.kernels, ple, &weights.proj_norm, eps);
+                ple.iter_mut().zip(looked_up).for_each(|(x, looked_up)| *x = (*x + looked_up * sqrt_p) * half);
+            }
         }
-    }
+    });
 }
 
-/// `x = rmsnorm(per_layer_projection(gelu(per_layer_input_gate(h)) ⊙ ple[i]))`; `false` where the model has none.
-pub(super) fn branch(on: &Compute, net: &Checkpoint, act: &mut Activations, i: usize) -> bool {
-    let Some(layer) = &net.weights.layers[i].ple else { return false };
+/// `h += rmsnorm(per_layer_projection(gelu(per_layer_input_gate(h)) ⊙ ple[i]))`, where the model has that.
+pub(super) fn branch(on: &Compute, net: &Checkpoint, act: &mut Activations, i: usize) {
+    let Some(layer) = &net.weights.layers[i].ple else { return };
     let _timer = on.stats.time(Stage::PerLayer);
     let p = layer.gate.n;
     on.linear(Projection::PerLayerGate, &layer.gate, &act.h, &mut act.gate, &mut act.quantized);
     let (width, from) = (act.ple_layers.len() * p, (i - act.ple_layers.start) * p);
-    act.up.clear();
-    act.ple.chunks_exact(width).for_each(|ple| act.up.extend_from_slice(&ple[from..from + p]));
-    on.gelu_mul(&mut act.gate, &act.up);
+    on.gelu_mul(&mut act.gate, p, |t| &act.ple[t * width + from..][..p]);
     on.linear(Projection::PerLayerProjection, &layer.proj, &act.gate, &mut act.x, &mut act.quantized);
-    on.rms_norm(&mut act.x, &layer.post_norm, net.config.eps);
-    true
+    on.add_rms_norm(&mut act.h, &act.x, &layer.post_norm, net.config.eps);
 }

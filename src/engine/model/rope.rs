@@ -22,9 +22,10 @@ impl Rotation {
         self.positions.clear();
         self.positions.extend_from_slice(positions);
         self.turns.clear();
+        let frequency = |j| rope.theta.powf(-2.0 * j as f64 / rope.head_dim as f64);
+        let frequencies: Vec<f64> = (0..rope.rotary).map(frequency).collect();
         for &position in positions {
-            self.turns.extend((0..rope.rotary).map(|j| {
-                let frequency = rope.theta.powf(-2.0 * j as f64 / rope.head_dim as f64);
+            self.turns.extend(frequencies.iter().map(|frequency| {
                 let (sin, cos) = (position as f64 * frequency).sin_cos();
                 (cos as f32, sin as f32)
             }));
