@@ -202,6 +202,11 @@ impl<'a> Codes<'a> {
         &self.bytes[r / group * group * len + r % group * row + at / CHUNK * chunk..][..CHUNK.min(len - at)]
     }
 
+    /// Where the last row ends. Of a slice, the rows behind it stand there: an address to fetch from, not to read.
+    pub fn behind(&self) -> *const u8 {
+        self.bytes.as_ptr_range().end
+    }
+
     /// The chunks of row `r`, in order.
     pub fn chunks(self, r: usize) -> impl Iterator<Item = &'a [u8]> {
         (0..self.row_bytes()).step_by(CHUNK).map(move |at| self.chunk(r, at))

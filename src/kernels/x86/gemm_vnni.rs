@@ -47,6 +47,8 @@ pub(super) fn tokens<const BITS: usize>(w: Codes<'_>, x: Planes<'_>, acc: &mut [
         acc.fill(-offset * x.sum(t));
     }
     let mut block = Block { codes: [0; ROWS * CODES], steps: 0 };
+    let mut ahead = w.behind();
+    let bytes_a_tile = (ROWS * CODES / (8 / BITS)).div_ceil(x.tokens().div_ceil(TOKENS));
     for first in (0..w.rows()).step_by(ROWS) {
         let rows = ROWS.min(w.rows() - first);
         for at in (0..w.row_bytes()).step_by(CODES / (8 / BITS)) {
@@ -54,6 +56,11 @@ pub(super) fn tokens<const BITS: usize>(w: Codes<'_>, x: Planes<'_>, acc: &mut [
             let mut out = Panel { acc: &mut *acc, stride: w.rows(), first, rows };
             let mut t = 0;
             while t < x.tokens() {
+                // As many bytes behind these rows as the block has, while the tokens pass: the rows of the next call stand there.
+                for line in (0..bytes_a_tile).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line).cast());
+                }
+                ahead = ahead.wrapping_add(bytes_a_tile);
                 t += match x.tokens() - t {
                     1 => tile::<BITS, 1>(&block, x, t, at, &mut out),
                     2 | 3 => tile::<BITS, 2>(&block, x, t, at, &mut out),
