@@ -103,21 +103,33 @@ impl Pool {
         self.run_on(self.width(), f);
     }
 
-    /// Splits `0..rows` into contiguous ranges that begin at multiples of `granule` and calls `f(worker, range)` for each,
-    /// one per worker. With fewer granules than workers some stay idle; one granule runs inline.
+    /// Splits `0..rows` into contiguous ranges that begin at multiples of `granule` and calls `f(worker, range)` for each. With
+    /// fewer granules than workers some stay idle; one granule runs inline.
+    ///
+    /// A worker comes back for the next range until none is left. Ranges begin at half of an equal share and get smaller, so that
+    /// a worker whose core does something else meanwhile holds little up (guided self-scheduling, Polychronopoulos and Kuck 1987).
     pub fn rows(&self, rows: usize, granule: usize, f: impl Fn(usize, Range<usize>) + Sync) {
         let granule = granule.max(1);
         let units = rows.div_ceil(granule);
         let shares = units.min(self.width());
-        if shares == 0 {
-            return;
+        match shares {
+            0 => return,
+            1 => return f(0, 0..rows),
+            _ => {}
         }
-        let bound = |worker: usize| (units * worker / shares * granule).min(rows);
-        self.run_on(shares, &|worker| f(worker, bound(worker)..bound(worker + 1)));
+        let next = AtomicUsize::new(0);
+        let take = |start: usize| (start < units).then(|| start + (units - start).div_ceil(2 * shares));
+        self.run_on(shares, &|worker| {
+            // Relaxed: what the ranges are about was there before the region, and is looked at after it.
+            while let Ok(start) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+                let end = take(start).unwrap_or(units);
+                f(worker, start * granule..(end * granule).min(rows));
+            }
+        });
     }
 
-    /// As [`Pool::rows`] over the columns of `out`, a `[tokens, n]` matrix: the worker that computes the rows `r` of a
-    /// projection writes `out[t][r]` for every token `t`.
+    /// As [`Pool::rows`] over the columns of `out`, a `[tokens, n]` matrix: who computes the rows `r` of a projection writes
+    /// `out[t][r]` for every token `t`.
     ///
     /// # Panics
     ///
@@ -140,7 +152,7 @@ impl Pool {
         });
     }
 
-    /// Calls `f(worker, index, item)` for every item of `item_len` values of `out`, contiguous items on one worker.
+    /// Calls `f(worker, index, item)` for every item of `item_len` values of `out`.
     ///
     /// # Panics
     ///
@@ -154,7 +166,7 @@ impl Pool {
         let whole = Disjoint::new(out);
         self.rows(items, 1, |worker, items| {
             for index in items {
-                // SAFETY: `rows` hands every index to one worker, and the slice of the turn before is gone.
+                // SAFETY: `rows` hands out every index once, and the slice of the turn before is gone.
                 #[allow(unsafe_code)]
                 let item = unsafe { whole.slice(index * item_len..(index + 1) * item_len) };
                 f(worker, index, item);
@@ -162,8 +174,8 @@ impl Pool {
         });
     }
 
-    /// As [`Pool::items_into`], with all items of a worker at once: `f(worker, items, values)`. A worker's items begin at a
-    /// multiple of `granule`.
+    /// As [`Pool::items_into`], with the items of a range at once: `f(worker, items, values)`. Ranges begin at multiples of
+    /// `granule`.
     ///
     /// # Panics
     ///
@@ -182,7 +194,7 @@ impl Pool {
         let items = out.len() / item_len;
         let whole = Disjoint::new(out);
         self.rows(items, granule, |worker, items| {
-            // SAFETY: `rows` hands every index to one worker, once.
+            // SAFETY: `rows` hands out every index once.
             #[allow(unsafe_code)]
             let values = unsafe { whole.slice(items.start * item_len..items.end * item_len) };
             f(worker, items, values);
@@ -314,7 +326,7 @@ impl<'a, T> Disjoint<'a, T> {
     }
 }
 
-/// The part of a `[tokens, n]` output that one worker writes: some columns, in every row.
+/// The part of a `[tokens, n]` output that one call writes: some columns, in every row.
 pub struct RowsOut<'a, T> {
     whole: &'a Disjoint<'a, T>,
     n: usize,
@@ -336,8 +348,8 @@ impl<T> RowsOut<'_, T> {
     pub fn row(&mut self, t: usize) -> &mut [T] {
         assert!(t < self.tokens, "token {t} of {}", self.tokens);
         let start = t * self.n;
-        // SAFETY: `rows` lies in `0..n` and belongs to this worker alone in every token's row; `&mut self` keeps the
-        // worker from holding two of them.
+        // SAFETY: `rows` lies in `0..n` and belongs to this call alone in every token's row; `&mut self` keeps it from
+        // holding two of them.
         #[allow(unsafe_code)]
         unsafe {
             self.whole.slice(start + self.rows.start..start + self.rows.end)
@@ -418,8 +430,7 @@ mod tests {
             if turn % 1_000 == 0 {
                 thread::sleep(Duration::from_millis(20));
             }
-            pool.items_into(&mut counts, 1, |worker, index, count| {
-                assert_eq!(worker, index);
+            pool.items_into(&mut counts, 1, |worker, _, count| {
                 if turn % 500 == 0 {
                     // The caller has to wait for this one, parked.
                     thread::sleep(Duration::from_millis(worker as u64));
@@ -436,19 +447,34 @@ mod tests {
             let pool = Pool::new(threads).unwrap();
             for (rows, granule) in [(0, 8), (1, 8), (8, 8), (9, 8), (100, 8), (64, 1), (3, 1), (5, 0), (7, 100)] {
                 let ranges = Mutex::new(Vec::new());
-                pool.rows(rows, granule, |worker, rows| lock(&ranges).push((worker, rows)));
+                pool.rows(rows, granule, |worker, rows| lock(&ranges).push((rows.start, rows.end, worker)));
                 let mut ranges = ranges.into_inner().unwrap();
-                ranges.sort_by_key(|(worker, _)| *worker);
-                assert!(ranges.len() <= threads);
+                ranges.sort_unstable();
                 let mut next = 0;
-                for (i, (worker, range)) in ranges.into_iter().enumerate() {
-                    assert_eq!((worker, range.start), (i, next));
-                    assert!(range.start.is_multiple_of(granule.max(1)) && !range.is_empty());
-                    next = range.end;
+                for (start, end, worker) in ranges {
+                    assert!(start == next && start < end && worker < threads, "{rows} rows by {granule}");
+                    assert!(start.is_multiple_of(granule.max(1)));
+                    next = end;
                 }
                 assert_eq!(next, rows, "{rows} rows by {granule}");
             }
         }
+    }
+
+    /// A worker that is held up keeps no more than the range that it has.
+    #[test]
+    fn the_others_take_what_a_slow_worker_does_not() {
+        let pool = Pool::new(2).unwrap();
+        let done = [const { AtomicUsize::new(0) }; 2];
+        pool.rows(64, 1, |worker, rows| {
+            done[worker].fetch_add(rows.len(), Ordering::Relaxed);
+            // Until all rows have been handed out.
+            while worker == 1 && done.iter().map(|rows| rows.load(Ordering::Relaxed)).sum::<usize>() < 64 {
+                thread::yield_now();
+            }
+        });
+        let [caller, slow] = done.map(AtomicUsize::into_inner);
+        assert!(caller + slow == 64 && slow <= 16, "{caller} and {slow}");
     }
 
     #[test]

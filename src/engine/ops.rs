@@ -15,8 +15,11 @@ pub const MAX_BATCH: usize = 128;
 /// Output rows that are not split over workers: what the kernels take together.
 const GRANULE: usize = 16;
 
+/// Rows of the widest tile of the kernels.
+const WIDE: usize = 32;
+
 /// Sums that a worker holds at a time: rows enough for the widest tile of the kernels.
-const TILE: usize = 32 * MAX_BATCH;
+const TILE: usize = WIDE * MAX_BATCH;
 
 /// Most output rows in a tile: with one token, enough that the call of a kernel costs nothing beside its work.
 const MAX_ROWS: usize = 128;
@@ -154,7 +157,9 @@ impl Compute {
         tile: impl Fn(Range<usize>, &mut [i32], &mut [f32], &mut [f32]) + Sync,
     ) {
         let height = (SUMS / tokens).clamp(GRANULE, MAX_ROWS) / GRANULE * GRANULE;
-        self.pool.rows_into(y, n, GRANULE, |_, rows, out| {
+        // Whole tiles of the kernels for several tokens, where there are some for each worker.
+        let granule = if tokens > 1 && n >= 4 * WIDE * self.pool.width() { WIDE } else { GRANULE };
+        self.pool.rows_into(y, n, granule, |_, rows, out| {
             let (mut sums, mut other, mut acc) = ([0i32; SUMS], [0f32; SUMS], [0f32; SUMS]);
             for start in rows.clone().step_by(height) {
                 let range = start..rows.end.min(start + height);
