@@ -1,7 +1,7 @@
 //! The thread pool: fixed threads that split output rows, never sums, so results do not depend on their number.
 //!
 //! A *region* is one call of [`Pool::run`]: the calling thread is worker 0, the threads `kern-1`, `kern-2`, … are the
-//! others, and the call returns when all of them are done. Decoding a token takes hundreds of regions of some ten
+//! others, and the call returns when all that took part are done. Decoding a token takes hundreds of regions of some ten
 //! microseconds, so a worker spins for a while before it parks, and so does the caller at the end of a region.
 //!
 //! [`Pool::rows_into`] and [`Pool::items_into`] hand out disjoint parts of one output and are the safe way to write from
@@ -19,11 +19,13 @@ use std::thread::{self, JoinHandle, Thread};
 /// Turns of a spin loop before a thread parks: tens of microseconds, the gap between two regions of a layer.
 const SPINS: u32 = 4_000;
 
-/// What a worker is asked to do; only the caller writes `WORK` and `QUIT`, only the worker `IDLE` and `PARKED`.
+/// What a worker is asked to do, and what it says to that. Only the caller writes `WORK` and `QUIT`, and takes a `WORK` back that
+/// the worker has not answered with `BUSY`.
 const IDLE: u32 = 0;
 const PARKED: u32 = 1;
 const WORK: u32 = 2;
-const QUIT: u32 = 3;
+const BUSY: u32 = 3;
+const QUIT: u32 = 4;
 
 /// The function of the region in progress. The lifetime is erased: it is valid while `Shared::running` is not zero.
 type Job = *const (dyn Fn(usize) + Sync);
@@ -32,14 +34,14 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
     /// One state per worker; worker 0 has none and its entry stays `IDLE`.
     states: Box<[AtomicU32]>,
-    /// Workers that have not finished the region.
+    /// Workers that have not finished the region, nor been let off it.
     running: AtomicUsize,
     caller: Mutex<Thread>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 // SAFETY: `job` is the only field that is not Sync by itself. The caller writes it while `running` is 0, before the
-// Release swap to `WORK`; a worker reads it after its Acquire load of `WORK` and before it lowers `running`.
+// Release swap to `WORK`; a worker reads it after its Acquire exchange of `WORK` for `BUSY` and before it lowers `running`.
 #[allow(unsafe_code)]
 unsafe impl Sync for Shared {}
 
@@ -100,14 +102,15 @@ impl Pool {
     ///
     /// When a call of `f` panics, with its payload, after the others have returned.
     pub fn run(&self, f: &(dyn Fn(usize) + Sync)) {
-        self.run_on(self.width(), f);
+        self.run_on(self.width(), false, f);
     }
 
     /// Splits `0..rows` into contiguous ranges that begin at multiples of `granule` and calls `f(worker, range)` for each. With
     /// fewer granules than workers some stay idle; one granule runs inline.
     ///
     /// A worker comes back for the next range until none is left. Ranges begin at half of an equal share and get smaller, so that
-    /// a worker whose core does something else meanwhile holds little up (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    /// a worker whose core does something else meanwhile holds little up (guided self-scheduling, Polychronopoulos and Kuck 1987);
+    /// one that has not begun when all ranges are taken is not waited for.
     pub fn rows(&self, rows: usize, granule: usize, f: impl Fn(usize, Range<usize>) + Sync) {
         let granule = granule.max(1);
         let units = rows.div_ceil(granule);
@@ -119,7 +122,7 @@ impl Pool {
         }
         let next = AtomicUsize::new(0);
         let take = |start: usize| (start < units).then(|| start + (units - start).div_ceil(2 * shares));
-        self.run_on(shares, &|worker| {
+        self.run_on(shares, true, &|worker| {
             // Relaxed: what the ranges are about was there before the region, and is looked at after it.
             while let Ok(start) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
                 let end = take(start).unwrap_or(units);
@@ -201,14 +204,16 @@ impl Pool {
         });
     }
 
-    fn run_on(&self, width: usize, f: &(dyn Fn(usize) + Sync)) {
+    /// Calls `f` on the caller and on `width - 1` workers; if `let_off`, not on those that have not begun when the caller's call
+    /// returns.
+    fn run_on(&self, width: usize, let_off: bool, f: &(dyn Fn(usize) + Sync)) {
         if width == 1 {
             return f(0);
         }
         let shared = &*self.shared;
         let job: *const (dyn Fn(usize) + Sync + '_) = f;
-        // SAFETY: only the lifetime changes. This function does not return or unwind before `running` is 0 again, and
-        // no worker touches the job after it has lowered `running`.
+        // SAFETY: only the lifetime changes. This function does not return or unwind before `running` is 0 again; no worker
+        // touches the job after it has lowered `running`, and one that is let off never does: its exchange fails.
         #[allow(unsafe_code)]
         let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job) };
         // SAFETY: no region is in progress (`Pool` is not Sync, and `f` cannot hold it), so no worker reads the cell.
@@ -224,6 +229,12 @@ impl Pool {
             }
         }
         let own = catch_unwind(AssertUnwindSafe(|| f(0)));
+        if let_off {
+            let late =
+                |state: &&AtomicU32| state.compare_exchange(WORK, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            let late = shared.states[1..width].iter().filter(late).count();
+            shared.running.fetch_sub(late, Ordering::Relaxed);
+        }
         let mut spins = 0;
         while shared.running.load(Ordering::Acquire) != 0 {
             wait(&mut spins);
@@ -256,7 +267,8 @@ impl Shared {
             let mut spins = 0;
             loop {
                 match state.load(Ordering::Acquire) {
-                    WORK => break,
+                    // The caller may take it back just now.
+                    WORK if state.compare_exchange(WORK, BUSY, Ordering::Acquire, Ordering::Relaxed).is_ok() => break,
                     QUIT => return,
                     _ => {}
                 }
@@ -269,7 +281,7 @@ impl Shared {
                 }
                 wait(&mut spins);
             }
-            // SAFETY: `WORK` was stored after the job, and the job lives until `running` is lowered below.
+            // SAFETY: `WORK` was stored after the job, and with `BUSY` the job lives until `running` is lowered below.
             #[allow(unsafe_code)]
             let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*self.job.get()).map(|job| (*job)(worker)) }));
             if let Err(payload) = outcome {
@@ -284,13 +296,14 @@ impl Shared {
     }
 }
 
-/// One turn of waiting: spin [`SPINS`] times, then park.
+/// One turn of waiting: spin [`SPINS`] times, then park; who is woken, spins again.
 fn wait(spins: &mut u32) {
     if *spins < SPINS {
         *spins += 1;
         std::hint::spin_loop();
     } else {
         thread::park();
+        *spins = 0;
     }
 }
 

@@ -68,8 +68,8 @@ pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, c
         v_step,
     };
     act.heads.resize(q.len(), 0.0);
-    // The heads of one token go to different workers; of several tokens, each worker takes whole ones.
-    let granule = if act.positions.len() == 1 { 1 } else { heads };
+    // The heads of one token go to different workers, as many to each; of several tokens, a worker takes whole ones.
+    let granule = if act.positions.len() == 1 { heads.div_ceil(on.pool.width()) } else { heads };
     on.pool.ranges_into(&mut act.heads, d, granule, |worker, items, out| {
         heads_of.attend(on.kernels, items.clone(), &q[items.start * d..items.end * d], &mut act.attend.of(worker), out);
     });
