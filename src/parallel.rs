@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle, Thread};
 
-/// Turns of a spin loop before a thread parks: tens of microseconds, the gap between two regions of a layer.
-const SPINS: u32 = 4_000;
+/// Turns of a spin loop before a thread parks: tens of microseconds, the gap between two regions of a layer. In the tests none, so that
+/// every gap is one to park in.
+const SPINS: u32 = if cfg!(test) { 1 } else { 4_000 };
 
 /// What a worker is asked to do, and what it says to that. Only the caller writes `WORK` and `QUIT`, and takes a `WORK` back that
 /// the worker has not answered with `BUSY`.
@@ -272,12 +273,8 @@ impl Shared {
                     QUIT => return,
                     _ => {}
                 }
-                if spins == SPINS {
-                    // Said before parking, so the caller knows that it must unpark; a failure means there is work.
-                    let _ = state.compare_exchange(IDLE, PARKED, Ordering::Relaxed, Ordering::Relaxed);
-                    if matches!(state.load(Ordering::Acquire), WORK | QUIT) {
-                        continue;
-                    }
+                if spins == SPINS && !may_park(state) {
+                    continue;
                 }
                 wait(&mut spins);
             }
@@ -294,6 +291,12 @@ impl Shared {
             }
         }
     }
+}
+
+/// Says that a worker parks, so that the caller knows that it must unpark. Not where there was work a moment ago, even if it has been
+/// taken back since: the caller did not see `PARKED` then, and nobody would unpark.
+fn may_park(state: &AtomicU32) -> bool {
+    matches!(state.compare_exchange(IDLE, PARKED, Ordering::Relaxed, Ordering::Relaxed), Ok(_) | Err(PARKED))
 }
 
 /// One turn of waiting: spin [`SPINS`] times, then park; who is woken, spins again.
@@ -434,23 +437,42 @@ mod tests {
         assert_eq!(Pool::new(0).unwrap().threads(), 1);
     }
 
-    /// Back to back, and with pauses long enough for everybody to park in between.
+    /// Back to back, and with pauses long enough for everybody to park in between; regions in which workers are let off, and such
+    /// that need them all, which would not end without one.
     #[test]
     fn no_region_is_lost_or_ends_early() {
         let pool = Pool::new(3).unwrap();
         let mut counts = [0_u32; 3];
-        for turn in 0..3_000 {
-            if turn % 1_000 == 0 {
+        let calls = [const { AtomicUsize::new(0) }; 3];
+        for turn in 0..20_000 {
+            if turn % 5_000 == 0 {
                 thread::sleep(Duration::from_millis(20));
             }
-            pool.items_into(&mut counts, 1, |worker, _, count| {
-                if turn % 500 == 0 {
+            for _ in 0..turn % 7 {
+                pool.items_into(&mut counts, 1, |_, _, count| count[0] += 1);
+            }
+            let before = calls.each_ref().map(|calls| calls.load(Ordering::Relaxed));
+            pool.run(&|worker| {
+                if turn % 2_000 == 0 {
                     // The caller has to wait for this one, parked.
                     thread::sleep(Duration::from_millis(worker as u64));
                 }
-                count[0] += 1;
+                calls[worker].fetch_add(1, Ordering::Relaxed);
             });
-            assert_eq!(counts, [turn + 1; 3]);
+            assert_eq!(calls.each_ref().map(|calls| calls.load(Ordering::Relaxed)), before.map(|calls| calls + 1));
+        }
+        let regions: u32 = (0..20_000).map(|turn| turn % 7).sum();
+        assert_eq!(counts, [regions; 3]);
+    }
+
+    /// The caller may have taken work back that kept a worker from saying so.
+    #[test]
+    fn nobody_parks_unannounced() {
+        for (before, parks, after) in
+            [(IDLE, true, PARKED), (PARKED, true, PARKED), (WORK, false, WORK), (QUIT, false, QUIT)]
+        {
+            let state = AtomicU32::new(before);
+            assert_eq!((may_park(&state), state.into_inner()), (parks, after), "{before}");
         }
     }
 

@@ -11,7 +11,7 @@ use crate::engine::kv_cache::{BLOCK, Codes, KvCache, Stored};
 use crate::kernels::contract::{self, Bits, Kernels, Layout, Planes, Softmax, Split, Weights, plane_stride};
 
 /// Queries that go over the keys together.
-const QUERIES: usize = 32;
+pub(super) const QUERIES: usize = 32;
 
 /// One layer's attention for the tokens of a batch.
 pub(super) struct Layer<'a> {

@@ -1,7 +1,7 @@
 //! Attention: grouped heads over the layer's own cache or the one it shares. The scale is 1; there is no soft cap.
 
 use super::activations::Activations;
-use super::attend::Layer;
+use super::attend::{Layer, QUERIES};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::checkpoint::config::Kind;
 use crate::engine::checkpoint::weights::KvWeights;
@@ -68,8 +68,11 @@ pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, c
         v_step,
     };
     act.heads.resize(q.len(), 0.0);
-    // The heads of one token go to different workers, as many to each; of several tokens, a worker takes whole ones.
-    let granule = if act.positions.len() == 1 { heads.div_ceil(on.pool.width()) } else { heads };
+    // The heads of one token go to different workers, as many to each; of several tokens, whole tiles do.
+    let granule = match act.positions.len() {
+        1 => heads.div_ceil(on.pool.width()),
+        _ => heads * (QUERIES / heads).max(1),
+    };
     on.pool.ranges_into(&mut act.heads, d, granule, |worker, items, out| {
         heads_of.attend(on.kernels, items.clone(), &q[items.start * d..items.end * d], &mut act.attend.of(worker), out);
     });
