@@ -143,7 +143,8 @@ impl Board {
     /// Tokens a second, with `threads` at `clock`, when `free` CPUs are free.
     pub fn speed(&self, phase: Phase, threads: usize, clock: f64, free: f64) -> f64 {
         let threads = threads as f64;
-        // Every region waits for its slowest worker: more threads than CPUs are worse than fewer.
+        // As if every region waited for its slowest worker, so that more threads than CPUs were worse than fewer. The pool is
+        // kinder, since workers come back for more: a governor that does well here does better there.
         let useful = if threads <= free { threads } else { free * free / threads };
         match phase {
             Phase::Prefill => self.prefill * clock * useful,
