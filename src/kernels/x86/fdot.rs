@@ -1,5 +1,7 @@
 //! Float dot products in AVX2: `f32-bf16w-gemm-2x2-avx2` and the sum of squares.
 
+use std::arch::x86_64::*;
+
 use super::lanes::{fma, fold, load, splat, widen_bf16};
 use crate::kernels::contract::LANES;
 use crate::kernels::shapes;
@@ -35,6 +37,12 @@ fn tile<const R: usize, const T: usize>(
 ) {
     let mut sums = [[splat(0.0); T]; R];
     for i in 0..n {
+        if T == 1 && i % 2 == 0 {
+            // With one token memory is the limit, and rows side by side are streams too short for the CPU to see: a cache line
+            // of each of the next rows.
+            let next = w.as_ptr().wrapping_add(R * n + i);
+            (0..R).for_each(|r| _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(r * n).cast()));
+        }
         for r in 0..R {
             let weights = widen_bf16(&w[r * n + i]);
             for t in 0..T {

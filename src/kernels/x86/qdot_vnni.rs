@@ -19,6 +19,9 @@ const FEW: usize = 8;
 /// Tokens of a tile of a few: 16 sums, and what they are made of, fill the registers.
 const TOKENS: usize = 4;
 
+/// Tiles of rows by which what is read of a few tokens is fetched before.
+const AHEAD: usize = 2;
+
 /// What 8-bit codes stand above their value here.
 pub(super) const BYTE_OFFSET: i32 = 128;
 
@@ -128,6 +131,10 @@ fn tile<const BITS: usize, const R: usize, const T: usize>(
     let mut sums = [[_mm512_setzero_si512(); R]; T];
     let mut at = 0;
     while at + CHUNK <= len {
+        // The CPU does not see a stream in what several tokens pass over: as many bytes from the rows behind the next ones as are
+        // read here.
+        let ahead = rows.bytes().as_ptr().wrapping_add(AHEAD * rows.bytes().len() + R * at);
+        (0..R).for_each(|line| _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * CHUNK).cast()));
         let mut codes = [_mm512_setzero_si512(); R];
         for (r, codes) in codes.iter_mut().enumerate() {
             // SAFETY: `at + CHUNK <= len` and `r < R`: inside, as `strides` says.
