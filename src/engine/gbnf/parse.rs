@@ -528,7 +528,7 @@ fn complement(chars: &Chars) -> Chars {
 }
 
 fn after(c: char) -> Option<char> {
-    (c..).nth(1)
+    (c..=char::MAX).nth(1)
 }
 
 fn before(c: char) -> Option<char> {

@@ -68,7 +68,7 @@ const LIST: &str = "root ::= item+\nitem ::= \"- \" [^\\n\\u2028]+ \"\\n\" |\n  
 #[test]
 fn grammars_of_the_usual_kinds_accept_what_they_should() {
     let judge = Judge::new();
-    let cases: [(&str, &[&str], &[&str]); 10] = [
+    let cases: [(&str, &[&str], &[&str]); 12] = [
         (
             JSON,
             &["{}", r#"{ "a": [1, -2.5e+3, true], "b\u00e9" : {"c":null} }"#, "{\"ä\":\"\\n🦀\"}\n"],
@@ -88,6 +88,8 @@ fn grammars_of_the_usual_kinds_accept_what_they_should() {
             &["a", "b", "ddd"],
         ),
         (r#"root ::= [\x41\-\]^\U0001F980-] "\u00e9\"" "/\t""#, &["Aé\"/\t", "-é\"/\t", "🦀é\"/\t"], &["Bé\"/\t", "A"]),
+        (r"root ::= [^\U0010FFFF]", &["a", "\u{10fffe}"], &["\u{10ffff}", ""]),
+        (r"root ::= [a-\U0010FFFFb]", &["b", "\u{10ffff}"], &["A"]),
     ];
     for (grammar, good, bad) in cases {
         assert!(is_gbnf(grammar), "{grammar}");
@@ -124,6 +126,7 @@ fn errors_say_where_and_what() {
         ("root ::= \"a\"{10001}", "line 1, column 14: expected a number from 0 to 10000"),
         ("root ::= [z-a]", "line 1, column 11: 'z' comes after 'a'"),
         ("root ::= []", "line 1, column 10: expected characters in the class"),
+        ("root ::= [^\\x00-\\U0010FFFF]", "line 1, column 10: expected characters in the class"),
         ("root ::= \"\\q\"", "line 1, column 11: expected one of"),
         ("root ::= \"\\ud800\"", "the code of no character"),
         ("root ::= \"\\x1g\"", "expected 2 hexadecimal digits"),
