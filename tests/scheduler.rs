@@ -10,7 +10,7 @@ use common::{Fake, PATIENCE, wait_for};
 use emberd::daemon::config::Model;
 use emberd::governor::{Admission, Decision, Handle, Sample};
 use emberd::scheduler::backend::{Finish, Input, Sampling};
-use emberd::scheduler::{Answer, Code, Failure, Options, Request, Scheduler, Ticket, Update};
+use emberd::scheduler::{Answer, Code, Failure, Options, Priority, Request, Scheduler, Ticket, Update};
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -47,6 +47,17 @@ impl Bench {
 
     fn submit(&self, prompt: &str) -> Result<Ticket, Failure> {
         self.scheduler.submit(Bench::request(prompt), Box::new(|| {}))
+    }
+
+    fn submit_as(&self, client: &str, priority: Priority, prompt: &str) -> Result<Ticket, Failure> {
+        let request = Request { client: Some(client.into()), priority, ..Bench::request(prompt) };
+        self.scheduler.submit(request, Box::new(|| {}))
+    }
+
+    /// What ran, in order.
+    fn ran(&self) -> Vec<String> {
+        let starts = self.journal();
+        starts.lines().filter_map(|line| Some(line.strip_prefix("start ")?.to_owned())).collect()
     }
 
     fn journal(&self) -> String {
@@ -187,4 +198,47 @@ fn what_the_governor_does_not_admit_is_refused_with_a_time() {
     assert_eq!(end(&bench.submit(&"x".repeat(200)).unwrap()).unwrap_err().code, Code::TooLarge);
     admit(Admission::Open);
     assert!(end(&bench.submit(&"x".repeat(50)).unwrap()).is_ok());
+}
+
+/// One that overtakes all takes nobody's turn.
+#[test]
+fn clients_take_turns_whatever_overtakes_them() {
+    let bench = start(Options { depth: 10, max_tokens: 100 });
+    let first = bench.submit("first @hold").unwrap();
+    bench.wait_journal("start first");
+    let of_a = |prompt| bench.submit_as("a", Priority::Normal, prompt).unwrap();
+    let many = ["a1", "a2", "a3", "a4"].map(of_a);
+    let urgent = bench.submit_as("a", Priority::High, "a5 @hold").unwrap();
+    drop(first);
+    bench.wait_journal("start a5");
+    let other = bench.submit_as("b", Priority::Normal, "b1").unwrap();
+    bench.release();
+    many.iter().chain([&urgent, &other]).for_each(|ticket| drop(end(ticket).unwrap()));
+    assert_eq!(bench.ran()[1..], ["a5 @hold", "a1", "b1", "a2", "a3", "a4"]);
+}
+
+#[test]
+fn what_was_taken_back_costs_no_turn() {
+    let bench = start(Options { depth: 10, max_tokens: 100 });
+    let first = bench.submit("first @hold").unwrap();
+    bench.wait_journal("start first");
+    let of = |client, prompt| bench.submit_as(client, Priority::Normal, prompt).unwrap();
+    drop(["a1", "a2", "a3"].map(|prompt| of("a", prompt)));
+    let tickets = [of("b", "b1"), of("b", "b2"), of("b", "b3"), of("a", "a4")];
+    bench.release();
+    tickets.iter().chain([&first]).for_each(|ticket| drop(end(ticket).unwrap()));
+    assert_eq!(bench.ran()[1..], ["b1", "a4", "b2", "b3"]);
+}
+
+/// Three quarters of the queue, however many ask.
+#[test]
+fn a_client_leaves_a_quarter_of_the_queue_to_others() {
+    let bench = start(WIDE);
+    let _first = bench.submit("first @hold").unwrap();
+    bench.wait_journal("start first");
+    let of = |client, prompt| bench.submit_as(client, Priority::Normal, prompt);
+    let _three = ["1", "2", "3"].map(|prompt| of("a", prompt).unwrap());
+    let busy = of("a", "4").err().unwrap();
+    assert!(busy.code == Code::Busy && busy.message.contains("share of the queue is 3"), "{busy}");
+    of("b", "5").unwrap();
 }

@@ -13,6 +13,9 @@ use super::request::{Code, Failure, Priority, Request};
 /// How often an idle engine says that it lives.
 const IDLE_BEAT: Duration = Duration::from_millis(500);
 
+/// Clients whose latest turn is remembered.
+const MAX_ENDS: usize = 1024;
+
 /// Time of an answer before one has been measured.
 const FIRST_GUESS: Duration = Duration::from_secs(10);
 
@@ -35,8 +38,8 @@ pub(super) struct Job {
     pub(super) begin: Option<Begin>,
     pub(super) submitted: Instant,
     number: u64,
-    /// Start tag of start-time fair queueing, in requests: the later of the tag that is being served and the end of the
-    /// client's request before (Goyal, Vin and Cheng, SIGCOMM 1996).
+    /// Start tag of start-time fair queueing among those of its priority, in requests: the later of the tag that is being served
+    /// and the end of the client's request before (Goyal, Vin and Cheng, SIGCOMM 1996).
     tag: u64,
 }
 
@@ -49,10 +52,10 @@ impl Job {
 struct State {
     /// In the order in which they will be served.
     waiting: VecDeque<Job>,
-    /// Tag of the request that was served last.
-    tag: u64,
-    /// End of each client's latest request, as far as it lies behind `tag`.
-    ends: HashMap<String, u64>,
+    /// Tag of the request that was served last, by priority: one that overtakes all others leaves their turns alone.
+    tags: [u64; Priority::COUNT],
+    /// End of each client's request that was served last, as far as it lies behind that tag.
+    ends: HashMap<(Priority, String), u64>,
     running_since: Option<Instant>,
     drain_until: Option<Instant>,
     /// Moving average of what an answer takes.
@@ -73,7 +76,7 @@ impl Queue {
     pub(super) fn new(options: Options) -> Queue {
         let state = State {
             waiting: VecDeque::with_capacity(options.depth + 1),
-            tag: 0,
+            tags: [0; Priority::COUNT],
             ends: HashMap::new(),
             running_since: None,
             drain_until: None,
@@ -124,7 +127,7 @@ impl Queue {
         let (reply, reader) = mailbox(wake, &queue.counters);
         let number = state.next_number;
         state.next_number += 1;
-        let tag = state.take_tag(request.client.as_deref());
+        let tag = state.tag_for(&request);
         let job = Job { request, reply, begin, submitted: now, number, tag };
         let at = state.waiting.partition_point(|other| other.order() <= job.order());
         let ahead = at + usize::from(state.running_since.is_some());
@@ -147,15 +150,15 @@ impl Queue {
             state.expire(Instant::now());
             if let Some(job) = state.waiting.pop_front() {
                 state.running_since = Some(Instant::now());
-                state.tag = state.tag.max(job.tag);
-                let tag = state.tag;
-                state.ends.retain(|_, end| *end > tag);
+                state.serve(&job);
                 state.announce_positions();
                 return Some(job);
             }
             if state.drain_until.is_some() {
                 return None;
             }
+            // Nobody waits: nobody has had more than others.
+            state.ends.clear();
             let (woken, waited) = self.changed.wait_timeout(state, IDLE_BEAT).unwrap_or_else(PoisonError::into_inner);
             state = woken;
             if waited.timed_out() {
@@ -247,18 +250,32 @@ impl State {
         let waiting = self.waiting.iter().filter(|job| job.request.client.as_ref() == Some(client)).count();
         let own = waiting + more_own;
         let share = options.depth - options.depth / 4;
-        if own > share {
+        // While none runs, one of those that wait is about to.
+        if own >= share + usize::from(self.running_since.is_none()) {
             return Err(busy(format!("{own} requests of this client wait, its share of the queue is {share}")));
         }
         Ok(())
     }
 
-    /// The start tag of the client's next request.
-    fn take_tag(&mut self, client: Option<&str>) -> u64 {
-        let client = client.unwrap_or_default();
-        let tag = self.ends.get(client).map_or(self.tag, |&end| end.max(self.tag));
-        self.ends.insert(client.to_owned(), tag + 1);
-        tag
+    /// The start tag of a request that comes now. What was taken back before it ran costs its client nothing.
+    fn tag_for(&self, request: &Request) -> u64 {
+        let same = |job: &&Job| job.request.priority == request.priority && job.request.client == request.client;
+        let waits = self.waiting.iter().filter(same).map(|job| job.tag + 1).max().unwrap_or(0);
+        let served = self.ends.get(&turn(request)).copied().unwrap_or(0);
+        waits.max(served).max(self.tags[request.priority as usize])
+    }
+
+    /// Moves on to `job`, which leaves the queue to run.
+    fn serve(&mut self, job: &Job) {
+        let tag = &mut self.tags[job.request.priority as usize];
+        *tag = job.tag.max(*tag);
+        let tags = self.tags;
+        self.ends.retain(|(priority, _), end| *end > tags[*priority as usize]);
+        // Of clients that each come once no end passes; to forget one's turn puts it before others once.
+        if self.ends.len() >= MAX_ENDS {
+            self.ends.clear();
+        }
+        self.ends.insert(turn(&job.request), job.tag + 1);
     }
 
     fn announce_positions(&self) {
@@ -287,6 +304,11 @@ impl State {
         let ran = self.running_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         self.typical.saturating_sub(ran).as_secs().clamp(1, 3600)
     }
+}
+
+/// Whose turns a request's is one of.
+fn turn(request: &Request) -> (Priority, String) {
+    (request.priority, request.client.clone().unwrap_or_default())
 }
 
 pub(super) fn cancelled() -> Failure {
@@ -327,5 +349,42 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::backend::{Input, Sampling};
+    use super::*;
+
+    /// Of clients that each ask once nothing stays, neither while others wait nor afterwards.
+    #[test]
+    fn turns_are_forgotten() {
+        let queue = Arc::new(Queue::new(Options { depth: 4, max_tokens: 1 }));
+        let mut tickets = VecDeque::new();
+        let mut ask = |n: usize| {
+            let request = Request {
+                id: n.to_string(),
+                client: Some(format!("client {n}")),
+                priority: Priority::Normal,
+                input: Input::Raw(String::new()),
+                sampling: Sampling::default(),
+                deadline: None,
+            };
+            tickets.push_back(Queue::submit(&queue, request, Box::new(|| {})).unwrap());
+        };
+        ask(0);
+        for n in 1..3 * MAX_ENDS {
+            ask(n);
+            queue.next(&mut || {}).unwrap().reply.end(Err(cancelled()));
+            queue.done();
+            assert!((1..=MAX_ENDS).contains(&lock(&queue.state).ends.len()));
+        }
+        queue.next(&mut || {}).unwrap().reply.end(Err(cancelled()));
+        queue.done();
+        // Nobody waits: `next` does, until the drain ends it.
+        let waits = Arc::clone(&queue);
+        let engine = std::thread::spawn(move || waits.next(&mut || waits.drain(Instant::now())).is_none());
+        assert!(engine.join().unwrap() && lock(&queue.state).ends.is_empty());
     }
 }

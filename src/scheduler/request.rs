@@ -23,7 +23,7 @@ pub struct Request {
 }
 
 /// Which requests go first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Priority {
     /// Before all others.
     High,
@@ -32,6 +32,10 @@ pub enum Priority {
     Normal,
     /// When nothing else waits.
     Low,
+}
+
+impl Priority {
+    pub(super) const COUNT: usize = 3;
 }
 
 /// Why a request got no answer. The set is closed: clients may match on it.
