@@ -13,6 +13,15 @@ use crate::engine::tokenizer::Tokenizer;
 /// Values inside each other that are read, and that a grammar follows a schema into.
 pub const MAX_DEPTH: usize = 16;
 
+/// Longest name of a function, in bytes.
+pub const MAX_NAME: usize = 64;
+
+/// Whether a function may have that name: one that every client and template knows.
+pub fn is_name(name: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(known)
+}
+
 /// A function that the model wants to have called.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call {
@@ -74,7 +83,7 @@ impl Written {
         let mut reader = Reader { rest: &text[at..] };
         let arguments = reader.object(MAX_DEPTH)?;
         reader.skip();
-        (reader.rest.is_empty() && !name.is_empty()).then(|| Call { name: name.to_owned(), arguments })
+        (reader.rest.is_empty() && is_name(name)).then(|| Call { name: name.to_owned(), arguments })
     }
 }
 
@@ -432,7 +441,12 @@ mod tests {
             "call:f{a:\"x\"y}",
             "call:f{a:{}",
             "call:f{{}}",
+            "call:get weather{}",
+            "call:f(){}",
+            "call:weather:get{}",
+            "call:é{}",
             &deep,
+            &format!("call:{}{{}}", "f".repeat(65)),
         ] {
             assert_eq!(read(text), None, "{text}");
         }

@@ -10,7 +10,7 @@ use serde_json::Value;
 pub use crate::engine::generate::Finish;
 pub use crate::engine::grammar::Format;
 pub use crate::engine::logprobs::{Logprob, MAX_TOP};
-pub use crate::engine::tools::Call;
+pub use crate::engine::tools::{Call, MAX_NAME, is_name};
 
 /// Facts about the loaded model, for `/v1/models`, the retained MQTT `info` and the logs.
 #[derive(Clone)]

@@ -3,13 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, wrong};
-use crate::scheduler::backend::{Call, Format, InputError, Sampling};
+use crate::scheduler::backend::{Call, Format, InputError, MAX_NAME, Sampling, is_name};
 
 /// Most tools of a request.
 pub const MAX_TOOLS: usize = 64;
-
-/// Longest name of a function.
-pub const MAX_NAME: usize = 64;
 
 /// Whose shape tools have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,12 +126,8 @@ fn declaration(path: &str, tool: &Value, shape: Shape) -> Result<Value, InputErr
 ///
 /// When it is none that every client and template knows.
 pub fn function_name(path: &str, value: &Value) -> Result<String, InputError> {
-    let good = |name: &&str| {
-        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-        (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(known)
-    };
     let expected = format!("1 to {MAX_NAME} letters, digits, _, - or .");
-    value.as_str().filter(good).map(str::to_owned).ok_or_else(|| wrong(path, expected, value))
+    value.as_str().filter(|name| is_name(name)).map(str::to_owned).ok_or_else(|| wrong(path, expected, value))
 }
 
 /// The `tool_calls` of an earlier answer, arguments as objects.

@@ -56,6 +56,7 @@ fn calls_go_their_own_way_and_broken_ones_are_text() {
         "<|tool_call>call:light{room:<|\"|>hall",
         "<|tool_call>light{}<tool_call|>",
         "<|tool_call>call:light{room:}<tool_call|>",
+        "<|tool_call>call:light(){}<tool_call|>",
     ] {
         assert_eq!(said(broken), (broken.to_owned(), vec![], false));
     }
