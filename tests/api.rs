@@ -228,6 +228,8 @@ fn a_grammar_by_llama_cpps_name() {
         ("/v1/completions", json!({"prompt": "hi", "grammar": grammar, "response_format": object}), "grammar"),
         (CHAT, json!({"messages": user, "grammar": 7}), "grammar"),
         (CHAT, json!({"messages": user, "grammar": "root ::= nothing"}), "grammar"),
+        (CHAT, json!({"messages": user, "grammar": "root ::= nothing", "stream": true}), "grammar"),
+        ("/v1/prompt?grammar=root%20::=%20nothing", json!("hi"), "grammar"),
         (CHAT, json!({"messages": user, "response_format": {"type": "regex", "regex": "("}}), "response_format"),
         ("/v1/responses", json!({"input": "hi", "text": {"format": {"type": "regex", "regex": "("}}}), "text.format"),
         ("/v1/responses", json!({"input": "hi", "grammar": grammar, "text": {"format": object}}), "text.format"),

@@ -182,8 +182,8 @@ impl Vocabulary for Words {
 
     fn bytes(&self, id: u32) -> Option<Vec<u8>> {
         let known = (id as usize) < self.tokenizer.vocab_size();
-        let control = self.tokenizer.control_name(id).map(|name| name.as_bytes().to_vec());
-        known.then(|| control.unwrap_or_else(|| self.tokenizer.token_bytes(id).to_vec()))
+        let control = self.tokenizer.is_control(id).then(|| self.tokenizer.control_name(id)).flatten();
+        known.then(|| control.map_or_else(|| self.tokenizer.token_bytes(id), str::as_bytes).to_vec())
     }
 }
 
@@ -294,7 +294,7 @@ impl Backend for Loaded {
         let mut tell = |progress: Progress<'_>| match progress {
             Progress::Cached(known) => {
                 read = known;
-                ControlFlow::Continue(())
+                on(Step::Begun)
             }
             Progress::Prefill(done) => {
                 let step = Step::Prefill { done, total };

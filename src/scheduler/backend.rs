@@ -112,6 +112,8 @@ pub struct Sampling {
 /// Progress of [`Backend::generate`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step<'a> {
+    /// The request is in order, its grammar too, and is computed from here on.
+    Begun,
     /// `done` of `total` prompt tokens have been computed.
     Prefill {
         /// Prompt tokens computed so far.

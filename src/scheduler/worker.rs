@@ -39,21 +39,21 @@ fn serve(
     let wanted = job.request.sampling.max_tokens.unwrap_or(usize::MAX);
     let max_tokens = wanted.min(queue.options.max_tokens).min(room);
     let sampling = Sampling { max_tokens: Some(max_tokens), ..job.request.sampling.clone() };
-    job.reply.tell(|update| {
-        update.queued = None;
-        update.started = Some(prompt.len());
-    });
-
     let (mut text, mut thought, mut calls) = (String::new(), String::new(), Vec::new());
     let (mut logprobs, mut pending) = (Vec::new(), Vec::new());
     let mut first_token = None;
     let mut cut = None;
     let outcome = backend.generate(&prompt, &sampling, &mut |step| {
         let now = Instant::now();
-        if !matches!(step, Step::Prefill { .. }) {
+        if !matches!(step, Step::Begun | Step::Prefill { .. }) {
             first_token.get_or_insert(now);
         }
         match step {
+            // Not before: what is wrong with the request is told as a refusal.
+            Step::Begun => job.reply.tell(|update| {
+                update.queued = None;
+                update.started = Some(prompt.len());
+            }),
             Step::Prefill { done, total } => job.reply.tell(|update| update.prefill = Some((done, total))),
             Step::Text(more) => {
                 text.push_str(more);

@@ -151,6 +151,9 @@ impl Fake {
             thought_tokens: 0,
             seed: sampling.seed.unwrap_or(42),
         };
+        if on(Step::Begun).is_break() {
+            return Ok(outcome);
+        }
         for done in [prompt_tokens / 2, prompt_tokens] {
             if on(Step::Prefill { done, total: prompt_tokens }).is_break() {
                 return Ok(outcome);
