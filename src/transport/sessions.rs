@@ -195,16 +195,19 @@ impl Sessions {
 
     /// Makes room: of the client that has the most, the session that was idle longest goes first; `latest` is its last.
     fn shrink(&self, kept: &mut Vec<Kept>, latest: &Name) {
+        // One whose first request waits or runs is none yet.
+        let known = |kept: &&Kept| !kept.messages.is_empty();
         loop {
-            let many = kept.len() > self.limits.number;
+            let many = kept.iter().filter(known).count() > self.limits.number;
             if !many && kept.iter().map(|kept| kept.bytes).sum::<usize>() <= self.limits.bytes {
                 return;
             }
             let mut held: BTreeMap<Option<&str>, usize> = BTreeMap::new();
-            for kept in kept.iter() {
+            for kept in kept.iter().filter(known) {
                 *held.entry(kept.name.client.as_deref()).or_default() += if many { 1 } else { kept.bytes };
             }
-            let idle = kept.iter().enumerate().filter(|(_, kept)| kept.lease.is_none() || kept.name == *latest);
+            let free = |kept: &Kept| kept.lease.is_none() || kept.name == *latest;
+            let idle = kept.iter().enumerate().filter(|(_, kept)| known(kept) && free(kept));
             let first = idle.min_by_key(|(_, kept)| (Reverse(held[&kept.name.client.as_deref()]), kept.used));
             let Some((at, _)) = first else { return };
             kept.remove(at);
@@ -359,6 +362,12 @@ mod tests {
             go_on(&few, id, one());
         }
         assert!(!few.forget("a") && few.forget("b") && few.forget("c"));
+        // First requests that wait take no place of what is known.
+        assert_eq!(go_on(&few, "a", one()).0, 0);
+        let waiting = ["b", "c"].map(|id| few.begin(None, named(id, false), one(), Instant::now()).unwrap());
+        assert_eq!(go_on(&few, "a", one()).0, 2);
+        drop(waiting);
+        assert!(few.forget("a"));
         let small = sessions(9, 200);
         go_on(&small, "a", one());
         go_on(&small, "b", vec![message("user", &"x".repeat(80))]);
