@@ -53,8 +53,14 @@ impl IntoResponse for Refusal {
 }
 
 pub(super) fn json_response(status: u16, value: &Value) -> Response {
+    json_text(status, value.to_string())
+}
+
+/// A response whose body is that JSON.
+pub(super) fn json_text(status: u16, mut text: String) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, [(header::CONTENT_TYPE, "application/json")], format!("{value}\n")).into_response()
+    text.push('\n');
+    (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request as HttpRequest;
 use axum::http::header;
 use hyper::body::Body as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::preset::Presets;
 use super::super::sessions::{Lease, Session, Sessions};
@@ -51,6 +52,8 @@ struct Inner {
     open: Open,
     keys: Keys,
     sessions: Arc<Sessions>,
+    /// The place of the one text that is counted.
+    counting: Arc<Semaphore>,
     presets: Box<dyn Fn() -> Presets + Send + Sync>,
     since: u64,
     started: Instant,
@@ -75,6 +78,7 @@ impl Service {
             open: Open::default(),
             keys: Keys::default(),
             sessions,
+            counting: Arc::new(Semaphore::new(1)),
             presets: Box::new(presets),
             since: unix_time(),
             started: Instant::now(),
@@ -102,6 +106,11 @@ impl Service {
         let waiting = Waiting::submit(&self.0.scheduler, request)?;
         self.0.open.add(name.clone(), waiting.ticket());
         Ok(waiting)
+    }
+
+    /// Waits for the right to count a text. The semaphore is never closed.
+    pub(super) async fn counting(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.counting).acquire_owned().await.ok()
     }
 
     pub(super) fn presets(&self) -> Presets {
