@@ -164,13 +164,14 @@ impl Handle {
             Phase::Decode => &mut state.decode_per_s,
         };
         *shown = if *shown == 0.0 { speed } else { *shown + NEWEST * (speed - *shown) };
-        let relative = state.speeds.known(phase, threads).map(|known| speed / known);
+        // Short chunks pay for their beginning and end.
+        let typical = phase == Phase::Decode || tokens >= TYPICAL_CHUNK;
+        let relative = state.speeds.known(phase, threads).filter(|_| typical).map(|known| speed / known);
         if let Some(relative) = relative {
             let old = state.work.relative_speed.unwrap_or(relative);
             state.work.relative_speed = Some(old + NEWEST * (relative - old));
         }
-        // Short chunks pay for their beginning and end; a machine that is held back or shared says nothing of threads.
-        let typical = phase == Phase::Decode || tokens >= TYPICAL_CHUNK;
+        // A machine that is held back or shared says nothing of threads.
         let undisturbed = state.decision.cause == Cause::Nothing && state.sample.other_load < 0.3;
         if typical && undisturbed && relative.is_none_or(|relative| BELIEVED.contains(&relative)) {
             state.speeds.learn(phase, threads, speed);

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use emberd::governor::policy::{Need, Settings};
 use emberd::governor::{
-    Admission, Cause, Decision, Effort, Firmware, Level, Memory, Phase, Policy, Pressure, Sample, Speeds, Temperature,
+    Admission, Cause, Decision, Effort, Firmware, Handle, Level, Memory, Phase, Policy, Pressure, Sample, Speeds,
+    TYPICAL_CHUNK, Temperature, Work,
 };
 
 const MB: u64 = 1 << 20;
@@ -172,14 +173,30 @@ fn a_board_without_bits_is_known_to_throttle_by_its_speed() {
     bench.sample.own_load = 4.0;
     bench.sample.temperature = Temperature::Celsius(70.0);
     bench.sample.work.relative_speed = Some(0.5);
+    assert_eq!(bench.wait_alive(60).cause, Cause::Nothing, "of a request that is over");
+    bench.sample.work.running = true;
     assert_eq!(bench.wait_alive(5).cause, Cause::Nothing);
     assert_eq!(bench.wait_alive(30).cause, Cause::Throttled);
     // Slow beside another program is another matter.
     let mut bench = Bench::new();
     bench.sample = Sample { firmware: None, own_load: 2.0, other_load: 2.0, ..bench.sample };
     bench.sample.temperature = Temperature::Celsius(70.0);
-    bench.sample.work.relative_speed = Some(0.5);
+    bench.sample.work = Work { running: true, relative_speed: Some(0.5), ..bench.sample.work };
     assert_eq!(bench.wait_alive(60).cause, Cause::OtherLoad);
+}
+
+/// A prompt that is known but for its last token takes long for one token.
+#[test]
+fn a_short_chunk_is_no_measure_of_speed() {
+    let bench = Bench::new();
+    let handle = Handle::new(Decision::unlimited(4, 64));
+    handle.loaded(NEED, bench.speeds.clone(), Decision::unlimited(4, 64));
+    let relative = |tokens| {
+        handle.computed(Phase::Prefill, 4, tokens, Duration::from_millis(80 * tokens as u64));
+        handle.work().relative_speed
+    };
+    assert!((0..5).all(|_| relative(1).is_none()));
+    assert!(relative(TYPICAL_CHUNK).is_some_and(|speed| speed < 0.5));
 }
 
 #[test]

@@ -101,6 +101,27 @@ fn a_sensor_that_gives_nonsense_is_lost_and_can_come_back() {
     assert_eq!(Sensors::new(tree.root(), 4).read(now, Work::default()).temperature, Temperature::Lost);
 }
 
+/// Drivers come late at boot, whatever can be read by then.
+#[test]
+fn power_sensors_that_come_late_are_found() {
+    const BITS: &str = "sys/bus/platform/drivers/raspberrypi-firmware/soc:firmware/get_throttled";
+    const ALARM: &str = "sys/class/hwmon/hwmon1/in0_lcrit_alarm";
+    let tree = pi4();
+    tree.remove(BITS);
+    tree.remove(ALARM);
+    let mut sensors = Sensors::new(tree.root(), 4);
+    let mut now = Instant::now();
+    let mut read = || {
+        now += Duration::from_secs(60);
+        let sample = sensors.read(now, Work::default());
+        (sample.firmware, sample.under_voltage)
+    };
+    assert_eq!(read(), (None, None));
+    tree.write(&[(BITS, "50000\n"), (ALARM, "0\n")]);
+    read();
+    assert_eq!(read(), (Some(Firmware(0x50000)), Some(false)));
+}
+
 #[test]
 fn loads_are_told_apart() {
     let tree = pi4();

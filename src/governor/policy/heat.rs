@@ -155,7 +155,8 @@ impl Heat {
         let seen = match sample.firmware {
             Some(bits) => bits.throttled() && !weak,
             None => {
-                let slow = sample.work.relative_speed.is_some_and(|speed| speed < 0.6);
+                // The speed of a request that is over says nothing of now.
+                let slow = sample.work.running && sample.work.relative_speed.is_some_and(|speed| speed < 0.6);
                 // Other reasons to be slow are known.
                 slow && temperature > 65.0 && temperature.is_finite() && sample.other_load < 0.5
             }

@@ -101,17 +101,18 @@ impl Sensors {
     }
 
     fn temperature(&mut self, now: Instant) -> Temperature {
-        if let Some(celsius) = self.thermal.as_ref().and_then(Thermal::read) {
-            return Temperature::Celsius(celsius);
-        }
-        if self.searched.is_none_or(|last| now.saturating_duration_since(last) >= SEARCH) {
+        let celsius = self.thermal.as_ref().and_then(Thermal::read);
+        let missing = celsius.is_none() || self.power.lacks();
+        if missing && self.searched.is_none_or(|last| now.saturating_duration_since(last) >= SEARCH) {
             self.searched = Some(now);
-            if let Some(found) = Thermal::find(&self.root) {
+            if celsius.is_none()
+                && let Some(found) = Thermal::find(&self.root)
+            {
                 self.thermal = Some(found);
             }
             self.power = Power::find(&self.root);
         }
-        match self.thermal.as_ref().map(Thermal::read) {
+        match self.thermal.as_ref().map(|thermal| celsius.or_else(|| thermal.read())) {
             Some(Some(celsius)) => Temperature::Celsius(celsius),
             Some(None) => Temperature::Lost,
             // A Pi has a sensor; a virtual machine or a container elsewhere need not.

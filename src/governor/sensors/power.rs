@@ -34,6 +34,11 @@ impl Power {
         }
     }
 
+    /// Whether something was not found, or is not there any more.
+    pub(super) fn lacks(&self) -> bool {
+        [&self.throttled, &self.alarm, &self.fan].into_iter().any(|file| !file.as_ref().is_some_and(|file| file.exists()))
+    }
+
     pub(super) fn firmware(&self) -> Option<Firmware> {
         let bits = text(self.throttled.as_ref()?)?;
         let bits = bits.trim();
