@@ -431,6 +431,7 @@ fn other_configurations_are_refused() {
     let cases: Vec<(&str, Value, Vec<&str>)> = vec![
         (quant, json!("compressed-tensors"), vec!["quantization_config.quant_method", "gemma", "compressed-tensors"]),
         (quant, json!("bitsandbytes"), vec!["gemma", "bitsandbytes"]),
+        ("/text_config/hidden_size_per_layer_input", json!(65_552), vec!["hidden_size_per_layer_input", "65536"]),
         (quant, json!("gptq"), vec!["gemma", "gptq"]),
         ("/quantization_config", Value::Null, vec!["quant_method", "gemma", "not quantized"]),
         ("/quantization_config/num_bits", json!(3), vec!["quantization_config.num_bits", "2, 4 or 8", "3"]),

@@ -4,12 +4,14 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use common::binary::{Served, emberd, run, stdout};
 use emberd::engine::bytes::Bytes;
 use emberd::engine::checkpoint::Checkpoint;
 use emberd::engine::checkpoint::source::{ALIGN, Source};
 use emberd::engine::generate::Engine;
+use emberd::engine::grammar::Grammars;
 use emberd::engine::pack;
 use emberd::engine::runner::{Options, Runner};
 use emberd::engine::tokenizer::Tokenizer;
@@ -192,4 +194,20 @@ fn damaged_tokenizer_tables_never_panic() {
     assert!(Tokenizer::from_sections("{}", |_| Some(Bytes::from(vec![0; 64]))).is_err());
     let outside = names.replacen("\"bytes\":[", "\"bytes\":[4294967295,", 1);
     assert!(Tokenizer::from_sections(&outside, |_| Some(Bytes::from(vec![0; 64]))).is_err());
+    // A bit that makes one token 2,048 bytes long: no trie holds it. And a token of no name.
+    let section = |flip: bool| {
+        let tables = &tables;
+        move |name: &str| {
+            let (_, table) = tables.iter().find(|(other, _)| *other == name)?;
+            let mut table = table.to_vec();
+            if flip && name == "tokenizer.ends" {
+                table[4 * 700 + 1] ^= 8;
+            }
+            Some(Bytes::from(table))
+        }
+    };
+    let long = Arc::new(Tokenizer::from_sections(&names, section(true)).unwrap());
+    assert!(Grammars::new(long, &[1]).err().unwrap().to_string().contains("more than"));
+    let nameless = names.replacen("\"control\":{", "\"control\":{\"\":5,", 1);
+    assert!(nameless != names && Tokenizer::from_sections(&nameless, section(false)).is_err());
 }

@@ -366,7 +366,8 @@ impl Engine {
             let (runner, constraint) = (&mut self.runner, &mut constraint);
             logits = std::thread::scope(move |scope| {
                 if let Some(constraint) = constraint {
-                    scope.spawn(|| constraint.prepare());
+                    // Where there is no thread to be had, it is done when it is asked for.
+                    let _ = std::thread::Builder::new().name("grammar".into()).spawn_scoped(scope, || constraint.prepare());
                 }
                 runner.run(&tokens, &mut |_| ControlFlow::Continue(()))
             })?;

@@ -19,6 +19,9 @@ use crate::engine::tools::{self, Marks};
 /// Most bytes of a schema, an expression, a grammar or all choices together.
 pub const MAX_BYTES: usize = 64 << 10;
 
+/// Longest token, in bytes: a node of the trie counts at most 1,024 above it.
+const MAX_WORD: usize = 1000;
+
 /// States of the lexer, of about 2 kB each, that one answer may take.
 const MAX_LEXER_STATES: usize = 20_000;
 
@@ -139,6 +142,9 @@ impl Grammars {
         let Some(first) = eos.first().filter(|_| eos.iter().all(|id| *id < vocab)) else {
             return Err(GrammarError(format!("eos_token_id: expected ids below {vocab}, found {eos:?}")));
         };
+        if let Some(id) = (0..vocab).find(|id| tokenizer.token_bytes(*id).len() > MAX_WORD) {
+            return Err(GrammarError(format!("token {id} has more than {MAX_WORD} bytes: the vocabulary is damaged")));
+        }
         let words: Vec<Vec<u8>> = (0..vocab).map(|id| tokenizer.token_bytes(id).to_vec()).collect();
         let trie = TokTrie::from(&TokRxInfo::new(vocab, *first), &words).with_eos_tokens(eos);
         let (open, close) = (tokenizer.control_id("<|channel>"), tokenizer.control_id("<channel|>"));

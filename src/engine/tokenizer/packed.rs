@@ -50,9 +50,11 @@ impl Tokenizer {
         let ends = table("tokenizer.ends")?;
         let known = |id: &u32| (*id as usize) < ends.words();
         let added = || names.added.iter().map(|(_, id)| id);
-        if !names.control.values().chain(added()).chain(&bytes).all(known) || names.added.iter().any(|a| a.0.is_empty())
-        {
+        if !names.control.values().chain(added()).chain(&bytes).all(known) {
             return Err("tokenizer: a token that is not in the vocabulary".into());
+        }
+        if names.added.iter().any(|added| added.0.is_empty()) || names.control.contains_key("") {
+            return Err("tokenizer: a token without a name".into());
         }
         let mut added: Vec<Added> = names.added.into_iter().map(|(content, id)| Added { content, id }).collect();
         added.sort_by_key(|added| (added.content.as_bytes()[0], std::cmp::Reverse(added.content.len())));
