@@ -292,6 +292,19 @@ fn a_disk_that_takes_nothing_admits_nothing_and_what_is_held_is_served() {
     assert_eq!(starts(&daemon.journal(), "held @hold"), 1);
 }
 
+/// By a full disk, or by a cut of the power in the first moments of the first start.
+#[test]
+fn a_spool_whose_making_was_cut_off_is_made_again() {
+    let (broker, dir) = (broker(), tempfile::tempdir().unwrap());
+    let mut client = Peer::connect(broker.port);
+    let file = std::fs::File::create(dir.path().join("spool.redb")).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let _daemon = Daemon::start_in(dir, &broker.settings(""), &[]);
+    client.wait_online();
+    client.ask("1", "hello");
+    assert_eq!(client.answer("1"), "You said: hello");
+}
+
 /// A file system in a namespace of its own, which can turn read-only under the programs that run in there.
 struct Disk {
     holder: Child,

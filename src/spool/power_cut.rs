@@ -19,6 +19,9 @@ struct Platter {
     since: Vec<Change>,
     /// Writes that still succeed; afterwards the disk is full.
     room: Option<usize>,
+    /// Whether the disk says that it could not sync, and has done so.
+    lies: bool,
+    syncs: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -96,7 +99,8 @@ impl StorageBackend for Disk {
         let mut platter = self.0.lock().unwrap();
         platter.synced = platter.now.clone();
         platter.since.clear();
-        Ok(())
+        platter.syncs += 1;
+        if platter.lies { Err(Error::other("input/output error")) } else { Ok(()) }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
@@ -248,4 +252,37 @@ fn time_that_is_left_is_counted_by_a_clock_that_is_set() {
     assert_eq!((head.left_s(NOW + 10), head.left_s(NOW + 90), head.left_s(100)), (50, 0, 60));
     let early = Head { received_s: 100, ..head };
     assert_eq!(early.left_s(NOW), 60);
+}
+
+/// Whoever was told that it is not kept asks again, and must not be told that it is on its way.
+#[test]
+fn a_commit_that_failed_and_landed_is_undone() {
+    let disk = Disk::default();
+    let mut store = Store::open_on(disk.clone(), LIMITS).unwrap();
+    assert_eq!(admit(&mut store, "a").unwrap(), Admitted::Yes);
+    let next = store.next();
+    disk.0.lock().unwrap().lies = true;
+    assert!(admit(&mut store, "b").is_err());
+    drop(store);
+    disk.0.lock().unwrap().lies = false;
+    let mut store = Store::open_on(disk, LIMITS).unwrap();
+    let held = |store: &Store| store.held().unwrap().into_iter().map(|held| held.key).collect::<Vec<_>>();
+    assert_eq!(held(&store), ["a", "b"], "what this is about");
+    store.forget_from(next).unwrap();
+    assert_eq!((held(&store), store.size().0), (vec!["a".to_owned()], 1));
+    assert_eq!((admit(&mut store, "a").unwrap(), admit(&mut store, "b").unwrap()), (Admitted::Known, Admitted::Yes));
+}
+
+#[test]
+fn nothing_is_written_where_nothing_is_old() {
+    let disk = Disk::default();
+    let mut store = Store::open_on(disk.clone(), LIMITS).unwrap();
+    admit(&mut store, "a").unwrap();
+    store.commit(NOW, &[Write::Answered("a".into(), vec![]), Write::Done("a".into())], &[]).unwrap();
+    let syncs = || disk.0.lock().unwrap().syncs;
+    let before = syncs();
+    store.purge(NOW + 999).unwrap();
+    assert_eq!(syncs(), before);
+    store.purge(NOW + 1000).unwrap();
+    assert!(syncs() > before && store.size().0 == 0);
 }

@@ -5,7 +5,7 @@
 //! C library to build for every target; LMDB maps its file for writing.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -68,6 +68,11 @@ impl Head {
     /// Reads what [`Head::encode`] made. What cannot be read is damaged; the store's checksums would have said so before.
     pub fn decode(bytes: &[u8]) -> Option<Head> {
         postcard::from_bytes(bytes).ok()
+    }
+
+    /// Seconds since it was done, by a clock that was set then.
+    fn age(&self, now_s: u64) -> Option<u64> {
+        now_s.checked_sub(self.done_s).filter(|_| is_set(self.done_s))
     }
 
     /// Seconds that the answer may still take at the wall clock's `now_s`. What was received or is looked at before the
@@ -165,7 +170,15 @@ impl Store {
         // Prompts are personal data.
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
         let failed = |reason: String| StoreError { path: name.clone(), reason };
-        file.map_err(|error| failed(error.to_string()))?;
+        let file = file.map_err(|error| failed(error.to_string()))?;
+        // redb writes the magic of a new file last of all: a file that begins with zeros was never finished, and holds nothing.
+        let mut magic = [0; 9];
+        file.read_at(&mut magic, 0).map_err(|error| failed(error.to_string()))?;
+        // Unless another daemon is making it just now.
+        if magic == [0; 9] && file.try_lock().is_ok() {
+            file.set_len(0).map_err(|error| failed(error.to_string()))?;
+        }
+        drop(file);
         let db = Builder::new().set_cache_size(CACHE).create(path).map_err(|error| failed(error.to_string()))?;
         Store::new(name, db, limits)
     }
@@ -269,6 +282,19 @@ impl Store {
         Ok(results)
     }
 
+    /// The number that the next request gets.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Drops what was admitted from `number` on. A commit whose last write failed may be found on disk all the same, and those who
+    /// asked were told that it is not.
+    pub(super) fn forget_from(&mut self, number: u64) -> std::result::Result<(), StoreError> {
+        let later = |held: &Held| held.head.number >= number;
+        let forget: Vec<Write> = self.held()?.into_iter().filter(later).map(|held| Write::Forget(held.key)).collect();
+        if forget.is_empty() { Ok(()) } else { self.commit(0, &forget, &[]).map(drop) }
+    }
+
     /// Drops answers that were kept long enough. Their time counts from when the clock is right.
     pub(super) fn purge(&mut self, now_s: u64) -> std::result::Result<(), StoreError> {
         if !is_set(now_s) {
@@ -278,6 +304,17 @@ impl Store {
     }
 
     fn drop_old(&mut self, now_s: u64) -> Result<()> {
+        let read = self.db.begin_read()?.open_table(HEADS)?;
+        let mut any = false;
+        for entry in read.iter()? {
+            let done = Head::decode(entry?.1.value()).filter(|head| head.state == State::Done);
+            any |= done.is_some_and(|head| head.age(now_s).is_none_or(|age| age >= self.limits.keep_s));
+        }
+        // A commit of nothing writes and syncs all the same.
+        drop(read);
+        if !any {
+            return Ok(());
+        }
         let mut change = Change { next: self.next, count: self.count, bytes: self.bytes };
         let write = self.db.begin_write()?;
         {
@@ -287,7 +324,7 @@ impl Store {
                 answers: write.open_table(ANSWERS)?,
             };
             for (key, mut head) in tables.done()? {
-                match now_s.checked_sub(head.done_s).filter(|_| is_set(head.done_s)) {
+                match head.age(now_s) {
                     Some(age) if age < self.limits.keep_s => {}
                     Some(_) => tables.remove(&key, &mut change)?,
                     None => {

@@ -58,7 +58,7 @@ impl Spool {
     pub fn start(path: PathBuf, limits: Limits, opened: impl FnOnce(Vec<Held>) + Send + 'static) -> Spool {
         let (wishes, inbox) = sync_channel(CHANNEL);
         let opened: Option<Then<Vec<Held>>> = Some(Box::new(opened));
-        let writer = Writer { path, limits, store: None, opened, failed: None, unwritten: Vec::new() };
+        let writer = Writer { path, limits, store: None, opened, next: None, failed: None, unwritten: Vec::new() };
         // The only error is a lack of threads; then nothing is admitted.
         let thread = std::thread::Builder::new().name("spool".into()).spawn(move || writer.run(&inbox)).ok();
         Spool { wishes, thread }
@@ -133,6 +133,8 @@ struct Writer {
     store: Option<Store>,
     /// Who hears of what the store held.
     opened: Option<Then<Vec<Held>>>,
+    /// The number that the next request gets: what the disk has from there on, nobody was told of.
+    next: Option<u64>,
     /// When the store was tried last in vain, and why.
     failed: Option<(Instant, String)>,
     /// Steps of held requests that the disk has not taken.
@@ -199,8 +201,13 @@ impl Writer {
             {
                 return Err(reason.clone());
             }
-            let store = Store::open(&self.path, self.limits).and_then(|store| Ok((store.held()?, store)));
+            let next = self.next;
+            let store = Store::open(&self.path, self.limits).and_then(|mut store| {
+                next.map_or(Ok(()), |next| store.forget_from(next))?;
+                Ok((store.held()?, store))
+            });
             let (held, store) = store.map_err(|error| self.failure(&error))?;
+            self.next = Some(store.next());
             if let Some(opened) = self.opened.take() {
                 let (requests, bytes) = store.size();
                 info!(path = %self.path.display(), requests, bytes, open = held.len(), "spool");
@@ -230,9 +237,11 @@ impl Writer {
             return self.open().map(|_| Vec::new());
         }
         let steps = std::mem::take(&mut self.unwritten);
-        let result = self.open().map(|store| store.commit(now_s(), &steps, admit));
+        let result =
+            self.open().map(|store| store.commit(now_s(), &steps, admit).map(|results| (results, store.next())));
         let failure = match result {
-            Ok(Ok(results)) => {
+            Ok(Ok((results, next))) => {
+                self.next = Some(next);
                 if self.failed.take().is_some() {
                     info!(path = %self.path.display(), "the spool can be written again");
                 }
