@@ -510,6 +510,29 @@ fn what_is_dropped_of_a_flood_is_asked_for_again() {
     println!("{} times dropped", daemon.log().matches("one is dropped").count());
 }
 
+/// What nobody waits for is dropped, and nothing is gained by a new connection.
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "thousands of messages are too many for an emulated CPU")]
+fn a_flood_that_nobody_waits_for_costs_no_connection() {
+    let (broker, daemon, peer) = both("events = false");
+    let flood = Peer::connect(broker.port, "flood", "none");
+    // All at once, however fast it is.
+    daemon.signal(Signal::SIGSTOP);
+    for _ in 0..2000 {
+        let (topic, prompt) = ("emberd/n/req/flood/x", r#"{"prompt":7}"#);
+        flood.client.publish(topic, QoS::AtMostOnce, false, prompt).unwrap();
+    }
+    flood.send("none", "behind them");
+    flood.next_on("none");
+    daemon.signal(Signal::SIGCONT);
+    daemon.wait_logged("one is dropped");
+    // Whether it has to reconnect is asked once a second.
+    std::thread::sleep(Duration::from_secs(3));
+    peer.send("emberd/n/req/peer/1", "hi");
+    assert_eq!(peer.text_on("emberd/n/res/peer/1"), "You said: hi");
+    assert_eq!(daemon.log().matches("connected to the MQTT broker").count(), 1);
+}
+
 /// A member of a fleet; all share the requests below `emberd/pool`.
 fn member(broker: &Broker, node: &str, dir: tempfile::TempDir, more: &str) -> Daemon {
     let settings = broker.settings(&format!("share = \"pool\"\nevents = false\n{more}\n[queue]\ndepth = 200"));
@@ -674,6 +697,38 @@ fn those_who_stay_get_everything_once_the_session_of_one_who_left_has_ended() {
     asker.wait(&after);
     assert_eq!((runs(&leaves, "b"), runs(&stays, "b")), (0, 20));
     asker.told_once(&nodes[1..], |id| format!("You said: {id}"));
+}
+
+/// Its session at the broker still has the subscription.
+#[test]
+fn a_member_that_leaves_by_its_configuration_refuses_what_still_comes_and_nothing_is_lost() {
+    let broker = Broker::start();
+    let [mut leaves, stays] = ["one", "two"].map(|node| member(&broker, node, tempfile::tempdir().unwrap(), ""));
+    let mut asker = Asker::connect(&broker);
+    let before = ids("a", 6);
+    before.iter().for_each(|id| asker.ask(id, id));
+    asker.wait(&before);
+    assert!(runs(&leaves, "a") > 0 && runs(&stays, "a") > 0, "they take turns");
+    leaves.signal(Signal::SIGTERM);
+    assert_eq!(leaves.wait().code(), Some(0));
+    let alone = broker.settings("events = false").replace("\"n\"", "\"one\"");
+    let alone = Daemon::start_in(leaves.into_dir(), &alone, &[]);
+    alone.wait_notified("STATUS=serving the socket and MQTT");
+    let after = ids("b", 10);
+    after.iter().for_each(|id| asker.ask(id, id));
+    asker.wait(&after);
+    let refused: Vec<String> = after
+        .into_iter()
+        .filter(|id| asker.told[id][0].starts_with("error busy: this daemon does not serve"))
+        .collect();
+    assert!(!refused.is_empty() && alone.log().contains("of a tree that is not served here any more"));
+    for id in &refused {
+        asker.told.remove(id);
+        asker.ask(id, id);
+    }
+    asker.wait(&refused);
+    assert_eq!((runs(&alone, "b"), runs(&stays, "b")), (0, 10));
+    asker.told_once(&["one", "two"], |id| format!("You said: {id}"));
 }
 
 /// What the options of a subscription are on the wire, and not what somebody makes of them.

@@ -104,6 +104,13 @@ pub struct Topics {
     closed: Option<String>,
 }
 
+/// What a daemon of any configuration may have subscribed to below `root`.
+pub fn subscriptions(root: &str) -> Vec<String> {
+    let share = root.rsplit('/').next().unwrap_or_default();
+    let (requests, cancels) = (format!("{root}/req/+/+"), format!("{root}/req/+/+/cancel"));
+    vec![format!("$share/{share}/{requests}"), requests, cancels]
+}
+
 impl Topics {
     /// The topics below `base/node/`.
     pub fn new(base: &str, node: &str) -> Topics {
@@ -194,6 +201,16 @@ impl Topics {
             (Some("cancel"), None) => Some(Asked::Cancel(key)),
             _ => None,
         }
+    }
+
+    /// A request of another tree, and the root of that tree; `None` when the topic is none of a request or of an own tree.
+    pub fn former(&self, topic: &str) -> Option<(String, Key)> {
+        let (root, path) = topic.split_once("/req/").filter(|_| topic.len() <= MAX_TOPIC)?;
+        let (client, id) = path.split_once('/')?;
+        let known = [false, true].map(|shared| self.root(shared)).contains(&root.to_owned());
+        let named = |name: &str| (1..=MAX_NAME).contains(&name.len()) && !name.contains('/');
+        let key = Key { shared: false, client: client.into(), id: id.into() };
+        (!known && !root.is_empty() && named(client) && named(id)).then(|| (root.into(), key))
     }
 
     /// Whether an answer may be sent to the Response Topic that a request names: a plain topic, none of the broker's own
@@ -472,6 +489,28 @@ mod tests {
         assert_eq!(topics.check_response_topic("c", "home/emberd/pool/res/c/7"), Ok(()));
         assert!(topics.check_response_topic("c", "home/emberd/pool/res/d/7").is_err());
         assert_eq!(super::tests::topics().asked("home/emberd/pool/req/c/7"), None);
+    }
+
+    #[test]
+    fn requests_of_other_trees_are_known_as_such() {
+        let topics = topics().sharing(Some("pool"));
+        let (root, key) = topics.former("home/emberd/old/req/c/7").unwrap();
+        assert_eq!((root.as_str(), key.client.as_str(), key.id.as_str()), ("home/emberd/old", "c", "7"));
+        let filters = subscriptions(&root);
+        assert!(filters.iter().any(|found| found == "$share/old/home/emberd/old/req/+/+"), "{filters:?}");
+        let long = format!("home/emberd/old/req/c/{}", "x".repeat(MAX_NAME + 1));
+        for other in [
+            "home/emberd/pi/req/c/7",
+            "home/emberd/pool/req/c/7",
+            "home/emberd/old/req/c",
+            "home/emberd/old/req/c/7/cancel",
+            "home/emberd/old/res/c/7",
+            "home/emberd/old/req//7",
+            "/req/c/7",
+            &long,
+        ] {
+            assert!(topics.former(other).is_none(), "{other}");
+        }
     }
 
     #[test]

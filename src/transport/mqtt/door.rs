@@ -32,6 +32,9 @@ const BEGIN: Duration = Duration::from_secs(10);
 /// Requests whose admission may be under way at once.
 const MAX_ADMITTING: usize = 256;
 
+/// Requests that there is no room for and that are looked up at once, for they may be repetitions.
+const MAX_LOOKUPS: usize = 1024;
+
 /// Why a connection is no longer served.
 pub(super) enum End {
     /// Everything was said.
@@ -84,13 +87,15 @@ pub(super) struct Door {
     inbox: Inbox,
     /// Whether a message that the broker waits for was dropped.
     missed: bool,
+    /// Roots of former trees that this connection has unsubscribed.
+    left: Vec<String>,
 }
 
 impl Door {
     pub(super) fn new(options: Options, scheduler: Scheduler, spool: Spool, inbox: Inbox) -> Door {
-        let (open, outbox) = Default::default();
+        let (open, outbox, left) = Default::default();
         let presence = Presence::new(&options);
-        Door { options, scheduler, spool: Arc::new(spool), open, outbox, presence, inbox, missed: false }
+        Door { options, scheduler, spool: Arc::new(spool), open, outbox, presence, inbox, missed: false, left }
     }
 
     /// Serves one connection. `up` is called when the broker has accepted it and the subscriptions.
@@ -178,6 +183,8 @@ impl Door {
     pub(super) fn disconnected(&mut self) {
         // The broker delivers again what was not acknowledged, and it is refused again.
         self.outbox.disconnected(|entry| !entry.retain && entry.receipt.is_none());
+        self.missed = false;
+        self.left.clear();
     }
 
     fn announce(&mut self) {
@@ -218,13 +225,35 @@ impl Door {
         self.open.iter().any(|open| matches!(open.stage, Stage::Answered(_)))
     }
 
+    /// A message outside the request tree: of a tree that this daemon served under another configuration, whose subscription
+    /// the broker's session still has. Those who ask there are told so, and the next one goes to who serves it now.
+    fn stray(&mut self, mut message: Message, link: &Link) {
+        let (form, receipt) = (Form::of(message.content_type.as_deref(), &message.payload), message.receipt.take());
+        let Some((root, key)) = self.options.topics.former(&message.topic) else {
+            debug!("message outside the request tree");
+            return receipt.iter().for_each(|receipt| link.acknowledge(receipt));
+        };
+        if !self.left.contains(&root) && link.unsubscribe(wire::subscriptions(&root)) {
+            warn!(tree = root, "a request of a tree that is not served here any more; unsubscribed");
+            self.left.push(root.clone());
+        }
+        let topic = match message.response_topic.take() {
+            Some(topic) if self.options.topics.check_response_topic(&key.client, &topic).is_ok() => topic,
+            _ => format!("{root}/res/{}/{}", key.client, key.id),
+        };
+        let correlation = message.correlation.take().filter(|bytes| bytes.len() <= MAX_CORRELATION);
+        let address = Address { topic, correlation };
+        self.refuse(&key, form, address, receipt, busy("this daemon does not serve this topic any more".into()));
+    }
+
     fn arrived(&mut self, message: Message, link: &Link) {
         match self.options.topics.asked(&message.topic) {
             None if self.presence.heard(&self.options, &message.topic, &message.payload, link) => {}
+            None if !message.retained => return self.stray(message, link),
             None => debug!("message outside the request tree"),
             Some(asked) if message.retained => warn!(?asked, "retained request ignored"),
             Some(Asked::Cancel(key)) => {
-                if let Some(open) = find(&mut self.open, &key) {
+                for open in self.open.iter_mut().filter(|open| open.key == key) {
                     match &open.stage {
                         Stage::Asked(ticket) => ticket.cancel(),
                         _ => open.cancelled = true,
@@ -275,6 +304,12 @@ impl Door {
         if matches!(&room, Err(failure) if failure.code == Code::ShuttingDown) && receipt.is_some() {
             // The broker keeps it for the next start.
             return;
+        }
+        let lookups = self.open.iter().filter(|open| matches!(open.stage, Stage::Admitting(_, Some(_)))).count();
+        if let Err(failure) = &room
+            && lookups >= MAX_LOOKUPS
+        {
+            return self.refuse(&key, form, envelope.address, receipt, failure.clone());
         }
         let mut lease = None;
         if let (Ok(()), Some(session)) = (&room, wire.session.clone()) {
@@ -340,10 +375,9 @@ impl Door {
 
     /// The spool has said whether it keeps a request.
     fn admitted(&mut self, key: &Key, admission: Admission, link: Option<&Link>) {
-        let Some(at) = self.open.iter().position(|open| open.key == *key) else { return };
-        if !matches!(self.open[at].stage, Stage::Admitting(..)) {
-            return;
-        }
+        // Under the same key there may be one that a former life left, found only now.
+        let admitting = |open: &Open| open.key == *key && matches!(open.stage, Stage::Admitting(..));
+        let Some(at) = self.open.iter().position(admitting) else { return };
         let mut open = self.open.remove(at);
         fail_point("mqtt.admitted");
         let Stage::Admitting(request, refusal) = std::mem::replace(&mut open.stage, Stage::Sending) else { return };
@@ -369,11 +403,13 @@ impl Door {
                 for entry in &mut entries {
                     (entry.topic, entry.correlation) = (open.address.topic.clone(), open.address.correlation.clone());
                 }
-                if let Some(last) = entries.last_mut() {
-                    last.receipt = receipt;
+                match entries.last_mut() {
+                    Some(last) => last.receipt = receipt,
+                    None => receipt.iter().zip(link).for_each(|(receipt, link)| link.acknowledge(receipt)),
                 }
+                let owed = entries.last().is_some_and(|last| last.receipt.is_some());
                 if !self.outbox.push_refusal(entries) {
-                    self.missed = true;
+                    self.missed |= owed;
                     warn!(id = key.path(), "too many messages wait for the broker; a repeated answer is dropped");
                 }
                 return;
@@ -463,11 +499,13 @@ impl Door {
         debug!(id = key.path(), code = failure.code.name(), "refused over MQTT");
         self.scheduler.refused(&failure);
         let mut entries = reply::entries(&self.options, form, key, &address, None, &Err(failure));
+        // One of QoS 0 comes no second time, whatever is done.
+        let owed = receipt.is_some();
         if let Some(last) = entries.last_mut() {
             last.receipt = receipt;
         }
         if !self.outbox.push_refusal(entries) {
-            self.missed = true;
+            self.missed |= owed;
             warn!(id = key.path(), "too many refusals wait for the broker; one is dropped");
         }
     }
@@ -539,7 +577,8 @@ impl Door {
     /// The answer is on disk. (Or the disk takes nothing: then it goes out all the same, and the spool's thread tries on.)
     fn stored(&mut self, key: &Key) {
         fail_point("mqtt.stored");
-        let Some(open) = find(&mut self.open, key) else { return };
+        let answered = |open: &&mut Open| open.key == *key && matches!(open.stage, Stage::Answered(_));
+        let Some(open) = self.open.iter_mut().find(answered) else { return };
         if let Stage::Answered(entries) = std::mem::replace(&mut open.stage, Stage::Sending) {
             self.publish(key, entries);
         }
@@ -614,7 +653,8 @@ impl Door {
     /// The broker has the answer.
     fn complete(&mut self, key: &Key) {
         fail_point("mqtt.completed");
-        self.open.retain(|open| open.key != *key);
+        // One that is being admitted is a repetition of it.
+        self.open.retain(|open| open.key != *key || matches!(open.stage, Stage::Admitting(..)));
         self.spool.done(key.path());
     }
 }

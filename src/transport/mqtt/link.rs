@@ -184,6 +184,11 @@ impl Link {
         self.client.try_subscribe_many(filters).is_ok()
     }
 
+    /// Ends subscriptions, those that there never were included; false when the client takes no more now.
+    pub(super) fn unsubscribe(&self, filters: Vec<String>) -> bool {
+        filters.into_iter().all(|filter| self.client.try_unsubscribe(filter).is_ok())
+    }
+
     /// Hands an outbox entry over; false when the client takes no more now.
     pub(super) fn publish(&self, entry: &Entry) -> bool {
         let properties = PublishProperties {
