@@ -14,6 +14,7 @@ use super::super::models::Models;
 use super::model::{print, read};
 use super::pack::{advance, bytes_bar};
 use super::settings::Settings;
+use crate::engine::checkpoint::output;
 use crate::engine::pack;
 
 /// Longest file of a token, and of checksums.
@@ -155,11 +156,12 @@ fn private(dir: &Path) -> Result<File, Error> {
 fn publish(packed: &Path, to: &Path) -> std::io::Result<()> {
     match fs::rename(packed, to) {
         Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
-            crate::engine::checkpoint::output::atomically(to, |out| {
-                std::io::copy(&mut File::open(packed)?, out).map(drop)
-            })?;
+            output::atomically(to, |out| std::io::copy(&mut File::open(packed)?, out).map(drop))?;
         }
-        result => result?,
+        result => {
+            result?;
+            output::sync_entry(to)?;
+        }
     }
     // For the daemon to read, whatever the umask.
     fs::set_permissions(to, fs::Permissions::from_mode(0o644))

@@ -25,7 +25,8 @@ fn with_mode(path: &Path, mode: u32, write: impl FnOnce(&mut BufWriter<File>) ->
         let mut out = BufWriter::with_capacity(1 << 20, file);
         write(&mut out)?;
         out.into_inner()?.sync_all()?;
-        fs::rename(&temporary, path)
+        fs::rename(&temporary, path)?;
+        sync_entry(path)
     })();
     if result.is_err() {
         // Best effort: the error that led here is the one to report.
@@ -34,10 +35,26 @@ fn with_mode(path: &Path, mode: u32, write: impl FnOnce(&mut BufWriter<File>) ->
     result
 }
 
+/// What a file system says that syncs no directories, or lets nobody read this one.
+const NOT_THERE: [io::ErrorKind; 3] =
+    [io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported];
+
+fn dir_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Waits until the disk has the name of the file `path`: what follows may delete what it was made of. A directory that cannot be
+/// read, or synced, is no reason to fail.
+pub fn sync_entry(path: &Path) -> io::Result<()> {
+    match File::open(dir_of(path)).and_then(|dir| dir.sync_all()) {
+        Err(error) if NOT_THERE.contains(&error.kind()) => Ok(()),
+        result => result,
+    }
+}
+
 /// Bytes that are free for `path` where it is to be.
 pub fn free_space(path: &Path) -> io::Result<u64> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let stat = nix::sys::statvfs::statvfs(dir)?;
+    let stat = nix::sys::statvfs::statvfs(dir_of(path))?;
     Ok(stat.blocks_available() * stat.fragment_size())
 }
 
