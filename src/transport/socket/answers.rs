@@ -144,6 +144,7 @@ pub(super) async fn prompt(
     let session = Session::or(session_header(&request).as_deref(), Session::take(&mut fields)?)?;
     let raw = fields.flag("raw")?.unwrap_or(false);
     let system = fields.text("system")?;
+    let enable_thinking = fields.flag("enable_thinking")?.unwrap_or(false);
     let mut sampling = fields.sampling()?;
     sampling.max_tokens = most.into_iter().chain(sampling.max_tokens).min();
     let body = service.body(request).await?;
@@ -158,7 +159,7 @@ pub(super) async fn prompt(
             return Err(InputError::new("session", "session: not together with raw=true").into());
         }
         (true, None) => Input::Raw(text.to_owned()),
-        (false, system) => conversation(system.as_deref(), text, false),
+        (false, system) => conversation(system.as_deref(), text, enable_thinking),
     };
     let (lease, input) = service.go_on(session, input)?;
     let known = lease.as_ref().map(|lease| lease.before().len());

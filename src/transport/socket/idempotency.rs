@@ -11,7 +11,7 @@ use axum::extract::{Extension, Request as HttpRequest, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -214,11 +214,8 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, InputError> {
 
 /// Whether the answer is wanted in pieces. What cannot be read is refused later.
 fn streams(body: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Wanted {
-        stream: Option<bool>,
-    }
-    serde_json::from_slice::<Wanted>(body).is_ok_and(|wanted| wanted.stream == Some(true))
+    // Of a field that is there twice the last one counts, as for those who answer.
+    serde_json::from_slice::<Value>(body).is_ok_and(|body| body["stream"] == true)
 }
 
 /// Waits for the whole body. One that is cut off is the failure that cut it.
@@ -245,6 +242,20 @@ async fn collect(response: Response) -> Whole {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_of_two_fields_says_whether_it_streams() {
+        for (body, streamed) in [
+            (r#"{"stream":true}"#, true),
+            (r#"{"stream":false,"stream":true}"#, true),
+            (r#"{"stream":true,"stream":false}"#, false),
+            (r#"{"stream":"true"}"#, false),
+            ("[]", false),
+            ("{", false),
+        ] {
+            assert_eq!(streams(body.as_bytes()), streamed, "{body}");
+        }
+    }
 
     fn asked(peer: u32, key: &str, digest: u8) -> Asked {
         Asked { peer: Peer(Some(peer)), key: key.into(), digest: [digest; 32] }
