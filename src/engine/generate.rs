@@ -367,7 +367,8 @@ impl Engine {
             logits = std::thread::scope(move |scope| {
                 if let Some(constraint) = constraint {
                     // Where there is no thread to be had, it is done when it is asked for.
-                    let _ = std::thread::Builder::new().name("grammar".into()).spawn_scoped(scope, || constraint.prepare());
+                    let _ =
+                        std::thread::Builder::new().name("grammar".into()).spawn_scoped(scope, || constraint.prepare());
                 }
                 runner.run(&tokens, &mut |_| ControlFlow::Continue(()))
             })?;

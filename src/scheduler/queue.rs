@@ -257,7 +257,7 @@ impl State {
         Ok(())
     }
 
-    /// The start tag of a request that comes now. What was taken back before it ran costs its client nothing.
+    /// The start tag of a request that comes now: behind those of its client that wait. What was taken back costs no turn.
     fn tag_for(&self, request: &Request) -> u64 {
         let same = |job: &&Job| job.request.priority == request.priority && job.request.client == request.client;
         let waits = self.waiting.iter().filter(same).map(|job| job.tag + 1).max().unwrap_or(0);

@@ -147,7 +147,9 @@ impl Config {
         let layers = layers(text, heads)?;
         let ple_dim = match text.get("hidden_size_per_layer_input") {
             Some(v) if v.as_u64() == Some(0) => 0,
-            _ => text.multiple_of_16("hidden_size_per_layer_input", (MAX_PLE_ROW / layers.len()).min(MAX_K), Some(256))?,
+            _ => {
+                text.multiple_of_16("hidden_size_per_layer_input", (MAX_PLE_ROW / layers.len()).min(MAX_K), Some(256))?
+            }
         };
         let ple_vocab_size = match ple_dim {
             0 => 0,

@@ -151,12 +151,15 @@ impl Heat {
     /// Whether the clock is held down because of heat, by the firmware's bits or, where there are none, by the engine's own
     /// speed. Some boards are told to throttle earlier than usual: the limit is learned.
     fn throttled(&mut self, sample: &Sample, seconds: f64, temperature: f64) -> bool {
+        // The speed of a request that is over says nothing of now; a pause neither counts nor begins anew.
+        if sample.firmware.is_none() && !sample.work.running {
+            return false;
+        }
         let weak = sample.under_voltage == Some(true);
         let seen = match sample.firmware {
             Some(bits) => bits.throttled() && !weak,
             None => {
-                // The speed of a request that is over says nothing of now.
-                let slow = sample.work.running && sample.work.relative_speed.is_some_and(|speed| speed < 0.6);
+                let slow = sample.work.relative_speed.is_some_and(|speed| speed < 0.6);
                 // Other reasons to be slow are known.
                 slow && temperature > 65.0 && temperature.is_finite() && sample.other_load < 0.5
             }

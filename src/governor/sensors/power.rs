@@ -36,7 +36,9 @@ impl Power {
 
     /// Whether something was not found, or is not there any more.
     pub(super) fn lacks(&self) -> bool {
-        [&self.throttled, &self.alarm, &self.fan].into_iter().any(|file| !file.as_ref().is_some_and(|file| file.exists()))
+        [&self.throttled, &self.alarm, &self.fan]
+            .into_iter()
+            .any(|file| !file.as_ref().is_some_and(|file| file.exists()))
     }
 
     pub(super) fn firmware(&self) -> Option<Firmware> {
