@@ -126,6 +126,10 @@ class Linear(nn.Module):
         w = self.rounded() if self.kept is None else self.kept
         return self.out(F.linear(x.to(w.dtype), w).float())
 
+    def dtype(self):
+        """What operands of products are in."""
+        return self.weight.dtype if self.kept is None else self.kept.dtype
+
 
 class Table(nn.Module):
     """An embedding table with a scale per row and block."""
@@ -134,16 +138,13 @@ class Table(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(vocab, blocks * width) * std)
         self.log_scale = nn.Parameter(torch.zeros(vocab * blocks))
-        self.blocks, self.width, self.bits, self.quant = blocks, width, bits, False
+        self.blocks, self.width, self.bits, self.quant, self.kept = blocks, width, bits, False, None
+
+    def rounded(self):
+        return round_rows(self.weight.view(-1, self.width), self.log_scale, self.bits).view_as(self.weight) if self.quant else self.weight
 
     def forward(self, ids):
-        if not self.quant:
-            return F.embedding(ids, self.weight)
-        # Only the rows that are looked up are rounded.
-        rows, where = ids.unique(return_inverse=True)
-        w = F.embedding(rows, self.weight).view(-1, self.width)
-        s = self.log_scale.view(-1, self.blocks)[rows].reshape(-1)
-        return F.embedding(where, round_rows(w, s, self.bits).view(len(rows), -1))
+        return F.embedding(ids, self.rounded() if self.kept is None else self.kept)
 
 
 class Norm(nn.Module):
@@ -168,6 +169,11 @@ def rope_table(cfg, full, length):
 def rotate(x, cos, sin):
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def take(x, at):
+    """[B, A, H] from x [B, T, H] at the positions `at` [B, A]."""
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class Layer(nn.Module):
@@ -200,19 +206,26 @@ class Layer(nn.Module):
         v = F.rms_norm(self.v(a).view(b, t, self.kv_heads, self.d), (self.d,), None, 1e-6)
         return self.k_step(k).transpose(1, 2), self.v_step(v).transpose(1, 2)
 
-    def forward(self, h, a, kv, cos, sin, mask, ple):
-        """h, a [B, A, H]; kv of all positions; cos, sin [B or 1, A, 1, d/2]; mask broadcast to [B, heads, A, T]."""
+    def forward(self, h, kv, rope, mask, query, at, ple):
+        """h [B, T, H]; kv of all positions, or None for a layer that owns its own; mask broadcast to [B, heads, A, T]; query
+        positions [B or 1, A]; at [B, A] where only these positions go on, else None; ple [B, A, P] -> ([B, A, H], kv)."""
+        a = self.attn_in(self.input_norm(h))
+        kv = self.keys_values(a, rope) if self.owns else kv
+        if at is not None:
+            h, a = take(h, at), take(a, at)
         b, n, _ = h.shape
+        cos, sin = (x[query][..., None, :] for x in rope)
         q = rotate(self.q_norm(self.q(a).view(b, n, self.heads, self.d)), cos, sin).transpose(1, 2)
-        k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in kv)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2).reshape(b, n, -1)
+        q, k, v = (x.to(self.q.dtype()) for x in (q, *(x.repeat_interleave(self.heads // self.kv_heads, 1) for x in kv)))
+        weights = (q @ k.mT).float().masked_fill(~mask, -math.inf).softmax(-1)
+        y = (weights.to(v.dtype) @ v).float().transpose(1, 2).reshape(b, n, -1)
         h = h + self.post_attn(self.o(self.o_in(y)))
         m = self.mlp_in(self.mlp_norm(h))
         m = F.gelu(self.gate(m), approximate="tanh") * self.up(m)
         h = h + self.post_mlp(self.down(self.down_in(m)))
         g = F.gelu(self.ple_gate(self.gate_in(h)), approximate="tanh") * ple
         h = h + self.post_ple(self.ple_proj(self.proj_in(g)))
-        return h * bf16(self.scalar)
+        return h * bf16(self.scalar), kv
 
 
 class Model(nn.Module):
@@ -249,37 +262,38 @@ class Model(nn.Module):
     def forward(self, ids, at=None):
         """ids [B, T] (padded at the end) -> logits [B, T, V], or [B, A, V] at the positions `at` [B, A]."""
         cfg, (b, t) = self.cfg, ids.shape
-        everywhere = torch.arange(t, device=ids.device)[None]
-        h = self.embed(ids) * math.sqrt(cfg.hidden_size)
+        query = torch.arange(t, device=ids.device)[None]
+        h = start = self.embed(ids) * math.sqrt(cfg.hidden_size)
         last = cfg.first_shared - 1  # the last layer that owns a cache: of the prompt it needs K and V alone
         ple = self.ple(h, ids, 0, last)
-        start, query, caches = h, everywhere, {}
-        tables = {full: (getattr(self, f"cos_{'full' if full else 'sliding'}"), getattr(self, f"sin_{'full' if full else 'sliding'}")) for full in (False, True)}
+        ropes = {full: (getattr(self, f"cos_{'full' if full else 'sliding'}"), getattr(self, f"sin_{'full' if full else 'sliding'}")) for full in (False, True)}
         masks = {full: self.mask(full, query, t) for full in (False, True)}
+        caches = {}
         for i, layer in enumerate(self.layers):
-            a = layer.attn_in(layer.input_norm(h))
-            if layer.owns:
-                caches[i] = layer.keys_values(a, tables[layer.full])
             if i == last:
                 if at is not None:
-                    def take(x):
-                        return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
-                    h, a, start, here = take(h), take(a), take(start), ids.gather(1, at)
-                    query = at
+                    query, start, ids = at, take(start, at), ids.gather(1, at)
                     masks = {full: self.mask(full, query, t) for full in (False, True)}
-                else:
-                    here = ids
-                ple = self.ple(start, here, last, cfg.num_hidden_layers)
-            cos, sin = (x[query][..., None, :] for x in tables[layer.full])
-            h = layer(h, a, caches[cfg.owner(i)], cos, sin, masks[layer.full], ple[..., i - (0 if i < last else last), :])
-        logits = self.head(self.head_in(self.norm(h)))
-        return 30 * torch.tanh(logits / 30)
+                ple = self.ple(start, ids, last, cfg.num_hidden_layers)
+            full, owner = layer.full, cfg.owner(i)
+            h, caches[owner] = layer(h, caches.get(owner), ropes[full], masks[full], query, at if i == last else None, ple[..., i - (0 if i < last else last), :])
+        return self.logits(h)
 
-    def keep_weights(self, dtype):
-        """Round the weights once for all the batches of a step, and compute products in `dtype`; None ends that."""
-        for m in self.modules():
-            if isinstance(m, Linear):
-                m.kept = m.rounded().to(dtype) if dtype else None
+    def logits(self, h):
+        return 30 * torch.tanh(self.head(self.head_in(self.norm(h))) / 30)
+
+    def hold_weights(self, dtype):
+        """Round the weights once for all the batches of a step. Products are computed in `dtype` until `release_weights`."""
+        self.held = [(m, m.rounded()) for m in self.modules() if isinstance(m, (Linear, Table))]
+        for m, rounded in self.held:
+            m.kept = rounded.detach().to(dtype if isinstance(m, Linear) else rounded.dtype).requires_grad_()
+
+    def release_weights(self):
+        """Hand the gradients of the rounded weights on to the weights and their scales."""
+        torch.autograd.backward([rounded for _, rounded in self.held], [m.kept.grad.to(rounded.dtype) for m, rounded in self.held])
+        for m, _ in self.held:
+            m.kept = None
+        self.held = []
 
     def steps(self):
         return [m for m in self.modules() if isinstance(m, Step)]

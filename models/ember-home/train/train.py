@@ -11,10 +11,13 @@ RUN receives last.pt (resumed from when it is there), float.pt (end of the first
 import argparse
 import json
 import math
+import os
 import random
 import time
 from multiprocessing import Pool
 from pathlib import Path
+
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # all shapes of all batches: a product is compiled for each
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +42,14 @@ def chunk(job):
     return [(p.ids, a.ids) for p, a in zip(prompts, answers) if len(p.ids) + len(a.ids) <= 300]
 
 
-def collate(rows):
+def rounded_up(n, to):
+    return -(-n // to) * to
+
+
+def collate(rows, t=None, n=None):
     """ids [B, T], positions whose logits are wanted [B, A], the tokens they must give [B, A] (-100 where padded)."""
-    t = max(len(p) + len(a) for p, a in rows)
-    n = max(len(a) for _, a in rows)
+    t = t or max(len(p) + len(a) for p, a in rows)
+    n = n or max(len(a) for _, a in rows)
     ids, at, want = torch.zeros(len(rows), t, dtype=torch.long), torch.zeros(len(rows), n, dtype=torch.long), torch.full((len(rows), n), -100)
     for i, (p, a) in enumerate(rows):
         ids[i, :len(p) + len(a)] = torch.tensor(p + a)
@@ -52,15 +59,18 @@ def collate(rows):
 
 
 def batches_of(rows, tokens):
-    """Batches of similar lengths, at most `tokens` places each."""
-    rows = sorted(rows, key=lambda r: (len(r[0]) + len(r[1]), len(r[1])))
-    out, now = [], []
-    for r in rows:
-        if now and (len(now) + 1) * (len(r[0]) + len(r[1])) > tokens:
-            out.append(now)
-            now = []
-        now.append(r)
-    return out + [now]
+    """Batches of at most `tokens` places, the shortest first, in few shapes: a product of a shape that was not met before costs oneDNN
+    several times its own time. Conversations that do not fill a batch of their length join the next longer ones."""
+    lengths, out, rest = {}, [], []
+    for p, a in rows:
+        lengths.setdefault(rounded_up(len(p) + len(a), 16), []).append((p, a))
+    for t in sorted(lengths):
+        size = max(1, tokens // t)
+        here = sorted(rest + lengths[t], key=lambda r: len(r[1]))
+        full = len(here) // size * size
+        out += [(here[i:i + size], t) for i in range(0, full, size)]
+        rest = here[full:]
+    return [collate(b, t, rounded_up(max(len(a) for _, a in b), 8)) for b, t in out]
 
 
 def steps_of(rows, tokens, rng):
@@ -70,7 +80,7 @@ def steps_of(rows, tokens, rng):
     groups = [small[i * size:(i + 1) * size] for i in range(GROUPS)]
     for g in groups:
         rng.shuffle(g)
-    return [[collate(b) for b in step] for step in zip(*groups)]
+    return [list(step) for step in zip(*groups)]
 
 
 def stream(seed, first, tokens, workers):
@@ -200,6 +210,7 @@ def train(a):
         torch._dynamo.config.recompile_limit = 64  # one for each kind of layer, with and without roundings
         for layer in model.layers:
             layer.compile(dynamic=True)
+        model.ple, model.logits = (torch.compile(f, dynamic=True) for f in (model.ple, model.logits))
     watch, log = held_rows(0, 400), open(a.out / "log.txt", "a")
 
     def say(text):
@@ -224,11 +235,13 @@ def train(a):
                 calibrate(model, steps, device, weights=False)
             r = rate(step, a, total)
             wanted = sum((b[2] >= 0).sum().item() for b in batch)
-            model.keep_weights(products)
-            loss = sum(loss_of(model, b, device, wanted) for b in batch)
-            loss.backward()
-            model.keep_weights(None)
-            losses.append(loss.item())
+            model.hold_weights(products)
+            losses.append(0.0)
+            for b in batch:
+                loss = loss_of(model, b, device, wanted)
+                loss.backward()
+                losses[-1] += loss.item()
+            model.release_weights()
             for group in adam.param_groups:
                 group["lr"] = a.lr * r * group["rate"]
             torch.nn.utils.clip_grad_norm_(adam.param_groups[0]["params"], 1.0)
