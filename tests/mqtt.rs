@@ -677,18 +677,22 @@ fn members_leave_and_come_while_requests_flow() {
     asker.told_once(&nodes, |id| format!("You said: {id} at @slow work"));
 }
 
+/// The members "one" and "two", which have both answered some of six requests.
+fn taking_turns(broker: &Broker, more: &str) -> (Daemon, Daemon, Asker) {
+    let [one, two] = ["one", "two"].map(|node| member(broker, node, tempfile::tempdir().unwrap(), more));
+    let mut asker = Asker::connect(broker);
+    let ids = ids("a", 6);
+    ids.iter().for_each(|id| asker.ask(id, id));
+    asker.wait(&ids);
+    assert!(runs(&one, "a") > 0 && runs(&two, "a") > 0, "they take turns");
+    (one, two, asker)
+}
+
 #[test]
 fn those_who_stay_get_everything_once_the_session_of_one_who_left_has_ended() {
     let broker = Broker::start_at(common::broker::free_port(), "sys_interval 1");
-    let nodes = ["one", "two"];
-    let [mut leaves, stays] =
-        nodes.map(|node| member(&broker, node, tempfile::tempdir().unwrap(), "session_expiry_s = 1"));
     let watch = Peer::connect(broker.port, "watch", "$SYS/broker/clients/expired");
-    let mut asker = Asker::connect(&broker);
-    let before = ids("a", 6);
-    before.iter().for_each(|id| asker.ask(id, id));
-    asker.wait(&before);
-    assert!(runs(&leaves, "a") > 0 && runs(&stays, "a") > 0, "they take turns");
+    let (mut leaves, stays, mut asker) = taking_turns(&broker, "session_expiry_s = 1");
     leaves.signal(Signal::SIGTERM);
     assert_eq!(leaves.wait().code(), Some(0));
     while watch.text_on("$SYS/broker/clients/expired") == "0" {}
@@ -696,19 +700,14 @@ fn those_who_stay_get_everything_once_the_session_of_one_who_left_has_ended() {
     after.iter().for_each(|id| asker.ask(id, id));
     asker.wait(&after);
     assert_eq!((runs(&leaves, "b"), runs(&stays, "b")), (0, 20));
-    asker.told_once(&nodes[1..], |id| format!("You said: {id}"));
+    asker.told_once(&["two"], |id| format!("You said: {id}"));
 }
 
 /// Its session at the broker still has the subscription.
 #[test]
 fn a_member_that_leaves_by_its_configuration_refuses_what_still_comes_and_nothing_is_lost() {
     let broker = Broker::start();
-    let [mut leaves, stays] = ["one", "two"].map(|node| member(&broker, node, tempfile::tempdir().unwrap(), ""));
-    let mut asker = Asker::connect(&broker);
-    let before = ids("a", 6);
-    before.iter().for_each(|id| asker.ask(id, id));
-    asker.wait(&before);
-    assert!(runs(&leaves, "a") > 0 && runs(&stays, "a") > 0, "they take turns");
+    let (mut leaves, stays, mut asker) = taking_turns(&broker, "");
     leaves.signal(Signal::SIGTERM);
     assert_eq!(leaves.wait().code(), Some(0));
     let alone = broker.settings("events = false").replace("\"n\"", "\"one\"");
