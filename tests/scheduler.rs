@@ -242,3 +242,16 @@ fn a_client_leaves_a_quarter_of_the_queue_to_others() {
     assert!(busy.code == Code::Busy && busy.message.contains("share of the queue is 3"), "{busy}");
     of("b", "5").unwrap();
 }
+
+/// What is wrong with its form is found before it begins: a transport can still refuse it.
+#[test]
+fn a_malformed_form_never_starts() {
+    let bench = start(WIDE);
+    let ticket = bench.submit("@form").unwrap();
+    bench.wait_journal("start @form");
+    let begun = ticket.take().started;
+    bench.release();
+    assert_eq!(begun, None);
+    let failure = end(&ticket).unwrap_err();
+    assert_eq!((failure.code, failure.param.as_deref()), (Code::BadRequest, Some("grammar")));
+}

@@ -151,6 +151,12 @@ impl Fake {
             thought_tokens: 0,
             seed: sampling.seed.unwrap_or(42),
         };
+        if text.contains("@form") {
+            while !self.released() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            return Err(GenerateError::Input(InputError::new("grammar", "grammar: malformed")));
+        }
         if on(Step::Begun).is_break() {
             return Ok(outcome);
         }
