@@ -11,33 +11,33 @@ rooms, and perhaps a time. A sentence joins one to three clauses. The rules that
 
 import json
 
-from home import COLORS, MORE_PLACES, ROOMS, dress, add_typos, is_held, number_words, pick, pick_value, room_name
+from home import COLORS, MORE_PLACES, ROOMS, dress, add_typos, is_held, number_words, pick, pick_value, room_name, say_room
 
 ON = ["turn on {D}", "switch on {D}", "turn {D} on", "switch {D} on", "put {D} on", "power on {D}", "power {D} on", "activate {D}",
       "enable {D}", "get {D} on", "start up {D}", "flip on {D}", "have {D} turned on", "make sure {D} IS on",
-      "*put on {D}", "*flip {D} on", "*power up {D}", "*get {D} turned on", "*have {D} switched on", "*power {D} up"]
+      "have {D} powered on", "get {D} switched on", "have {D} activated", "*put on {D}", "*flip {D} on", "*power up {D}", "*get {D} turned on", "*have {D} switched on", "*power {D} up"]
 OFF = ["turn off {D}", "switch off {D}", "turn {D} off", "switch {D} off", "put {D} off", "power off {D}", "kill {D}",
        "deactivate {D}", "disable {D}", "shut off {D}", "shut {D} off", "power down {D}", "flip off {D}", "cut {D}",
-       "have {D} turned off", "make sure {D} IS off", "*flip {D} off", "*power {D} down", "*get {D} turned off",
+       "have {D} turned off", "make sure {D} IS off", "have {D} powered off", "have {D} shut off", "get {D} switched off", "*flip {D} off", "*power {D} down", "*get {D} turned off",
        "*have {D} switched off", "*put off {D}"]
 ON_STATE = ["{D} on", "{D} on", "{D} should be on", "i want {D} on", "i need {D} on", "{D} NEED to be on", "i'd like {D} on",
-            "on with {D}", "we need {D} to be on", "{D} should be switched on", "{D} must be on", "*i'd like {D} to be on", "*we need {D} on",
+            "on with {D}", "we need {D} to be on", "{D} should be switched on", "{D} must be on", "i'd like {D} turned on", "i need {D} switched on", "*i'd like {D} to be on", "*we need {D} on",
             "*{D} should be turned on", "*i want {D} switched on"]
 OFF_STATE = ["{D} off", "{D} off", "{D} should be off", "i want {D} off", "i need {D} off", "{D} NEED to be off",
              "i'd like {D} off", "off with {D}", "we need {D} to be off", "{D} should be switched off", "{D} must be off",
-             "*i'd like {D} to be off", "*we need {D} off", "*{D} should be turned off", "*i want {D} switched off"]
+             "i'd like {D} turned off", "i need {D} switched off", "*i'd like {D} to be off", "*we need {D} off", "*{D} should be turned off", "*i want {D} switched off"]
 RUN = ["start {D}", "run {D}", "turn on {D}", "switch on {D}", "turn {D} on", "start up {D}", "get {D} going",
-       "set {D} going", "launch {D}", "*switch {D} on", "*get {D} started", "*have {D} started", "*let {D} run"]
-STOP = ["stop {D}", "halt {D}", "turn off {D}", "switch off {D}", "turn {D} off", "end {D}", "shut {D} down", "*switch {D} off",
+       "set {D} going", "launch {D}", "have {D} running", "get {D} running", "put {D} on", "*switch {D} on", "*get {D} started", "*have {D} started", "*let {D} run"]
+STOP = ["stop {D}", "halt {D}", "turn off {D}", "switch off {D}", "turn {D} off", "end {D}", "shut {D} down", "have {D} halted", "get {D} halted", "put {D} off", "*switch {D} off",
         "*shut down {D}", "*get {D} stopped", "*have {D} stopped"]
-RUN_STATE = ["{D} should be started", "i want {D} started", "i need {D} to run", "i want {D} running", "*{D} should run",
+RUN_STATE = ["{D} should be started", "i want {D} started", "i need {D} to run", "i want {D} running", "{D} has to run", "i need {D} running", "{D} must run", "*{D} should run",
              "*i'd like {D} running", "*i need {D} started"]
-STOP_STATE = ["{D} should be stopped", "i want {D} stopped", "i need {D} to stop", "*{D} should stop", "*i'd like {D} stopped",
+STOP_STATE = ["{D} should be stopped", "i want {D} stopped", "i need {D} to stop", "{D} has to stop", "i need {D} stopped now", "*{D} should stop", "*i'd like {D} stopped",
               "*i need {D} stopped"]
 LEVEL = ["set {D} to {V}", "put {D} at {V}", "turn {D} to {V}", "change {D} to {V}", "adjust {D} to {V}", "bring {D} to {V}",
-         "make {D} {V}", "put {D} to {V}", "get {D} to {V}", "*set {D} at {V}", "*adjust {D} so it is at {V}", "*have {D} at {V}"]
+         "make {D} {V}", "put {D} to {V}", "get {D} to {V}", "have {D} set to {V}", "have {D} turned to {V}", "change {D} so it is at {V}", "set {D} so that it is at {V}", "*set {D} at {V}", "*adjust {D} so it is at {V}", "*have {D} at {V}"]
 LEVEL_STATE = ["{D} to {V}", "{D} at {V}", "{D} {V}", "i want {D} at {V}", "i'd like {D} at {V}", "{D} should be at {V}",
-               "*i need {D} at {V}", "*i'd like {D} to be at {V}", "*{D} should be set to {V}"]
+               "i need {D} set to {V}", "i want {D} to be at {V}", "we need {D} at {V}", "{D} must be at {V}", "*i need {D} at {V}", "*i'd like {D} to be at {V}", "*{D} should be set to {V}"]
 
 # device: nouns (singular and plural), a list of intents (name, weight, setting, phrasings, state phrasings)
 LIGHT = [
@@ -48,40 +48,40 @@ LIGHT = [
      "raise {D} to {V}", "set {D} to a brightness of {V}", "*dim {D} down to {V}", "*bring {D} down to {V}",
      "*bring the brightness of {D} to {V}", "*brighten {D} up to {V}", "*change the brightness of {D} to {V}"], LEVEL_STATE),
     ("max", 1, {"brightness": 100}, ["turn {D} all the way up", "set {D} to full", "set {D} to maximum", "turn {D} to full brightness",
-     "put {D} on full", "make {D} as bright as possible", "*turn {D} to maximum", "*set {D} to full brightness",
-     "*put {D} all the way up"], ["{D} to full", "{D} to maximum", "*{D} on full", "*{D} all the way up"]),
+     "put {D} on full", "make {D} as bright as possible", "have {D} at full brightness", "have {D} all the way up", "*turn {D} to maximum", "*set {D} to full brightness",
+     "*put {D} all the way up"], ["{D} to full", "{D} to maximum", "i want {D} at full brightness", "i need {D} at maximum", "*{D} on full", "*{D} all the way up"]),
     ("half", 1, {"brightness": 50}, ["set {D} to half", "dim {D} to half", "put {D} at half brightness", "turn {D} down to half",
-     "*dim {D} to half brightness", "*turn {D} to half"], ["{D} to half", "*{D} at half"]),
+     "put {D} to half", "set {D} to half brightness", "*dim {D} to half brightness", "*turn {D} to half"], ["{D} to half", "*{D} at half"]),
     ("up", 1, {"brightness_step": "step"}, ["brighten {D} by {V}", "make {D} brighter by {V}", "turn {D} up by {V}", "raise {D} by {V}",
-     "make {D} {V} brighter", "increase {D} by {V}", "*turn up {D} by {V}", "*increase the brightness of {D} by {V}"], []),
+     "make {D} {V} brighter", "increase {D} by {V}", "make {D} brighter, {V} more", "raise the brightness of {D} by {V}", "*turn up {D} by {V}", "*increase the brightness of {D} by {V}"], []),
     ("down", 1, {"brightness_step": "-step"}, ["dim {D} by {V}", "make {D} darker by {V}", "turn {D} down by {V}", "lower {D} by {V}",
-     "make {D} {V} darker", "decrease {D} by {V}", "*turn down {D} by {V}", "*decrease the brightness of {D} by {V}"], []),
+     "make {D} {V} darker", "decrease {D} by {V}", "lower the brightness of {D} by {V}", "reduce {D} by {V}", "*turn down {D} by {V}", "*decrease the brightness of {D} by {V}"], []),
     ("color", 3, {"color": "color"}, ["set {D} to {V}", "turn {D} {V}", "make {D} {V}", "change {D} to {V}", "switch {D} to {V}",
-     "change the color of {D} to {V}", "set the colour of {D} to {V}", "paint {D} {V}", "*turn {D} to {V}",
+     "change the color of {D} to {V}", "set the colour of {D} to {V}", "paint {D} {V}", "have {D} in {V}", "have {D} {V}", "*turn {D} to {V}",
      "*set the color of {D} to {V}", "*change the colour of {D} to {V}"],
-     ["{D} {V}", "{D} to {V}", "{D} in {V}", "i want {D} {V}", "*i'd like {D} in {V}", "*{D} should be {V}"]),
+     ["{D} {V}", "{D} to {V}", "{D} in {V}", "i want {D} {V}", "i need {D} in {V}", "{D} must be {V}", "*i'd like {D} in {V}", "*{D} should be {V}"]),
 ]
 COVER = [
     ("open", 4, {"position": 100}, ["open {D}", "open up {D}", "raise {D}", "pull up {D}", "pull {D} up", "roll up {D}", "put {D} up",
-     "get {D} open", "draw {D} open", "open {D} completely", "*roll {D} up", "*put up {D}", "*fully open {D}"],
-     ["{D} open", "{D} up", "i want {D} open", "{D} should be open", "*i'd like {D} open", "*i need {D} up"]),
+     "get {D} open", "draw {D} open", "open {D} completely", "open {D} fully", "have {D} raised", "have {D} opened", "*roll {D} up", "*put up {D}", "*fully open {D}"],
+     ["{D} open", "{D} up", "i want {D} open", "{D} should be open", "i need {D} open", "i want {D} up", "we need {D} open", "*i'd like {D} open", "*i need {D} up"]),
     ("close", 4, {"position": 0}, ["close {D}", "shut {D}", "lower {D}", "pull down {D}", "pull {D} down", "roll down {D}",
-     "put {D} down", "get {D} closed", "draw {D} closed", "close {D} completely", "fully close {D}", "*roll {D} down",
+     "put {D} down", "get {D} closed", "draw {D} closed", "close {D} completely", "fully close {D}", "have {D} lowered", "have {D} closed", "close {D} all the way", "*roll {D} down",
      "*put down {D}", "*shut {D} completely"],
-     ["{D} closed", "{D} shut", "{D} down", "i want {D} closed", "{D} should be closed", "*i'd like {D} shut", "*i need {D} closed"]),
+     ["{D} closed", "{D} shut", "{D} down", "i want {D} closed", "{D} should be closed", "i need {D} shut", "i want {D} shut", "i'd like {D} closed", "we need {D} down", "*i'd like {D} shut", "*i need {D} closed"]),
     ("level", 3, {"position": "percent"}, LEVEL + ["open {D} to {V}", "raise {D} to {V}", "lower {D} to {V}", "close {D} to {V}",
      "set the position of {D} to {V}", "*pull {D} to {V}", "*roll {D} to {V}"], LEVEL_STATE),
     ("half", 2, {"position": 50}, ["open {D} halfway", "close {D} halfway", "put {D} at half", "half open {D}", "set {D} to half",
-     "open {D} half way", "*half close {D}", "*lower {D} halfway", "*raise {D} halfway"], ["{D} half open", "{D} halfway", "*{D} to half"]),
+     "open {D} half way", "half shut {D}", "lower {D} half way", "raise {D} half way", "*half close {D}", "*lower {D} halfway", "*raise {D} halfway"], ["{D} half open", "{D} halfway", "*{D} to half"]),
 ]
 THERMOSTAT = [
     ("temp", 6, {"temperature": "degrees"}, LEVEL + ["heat {D} to {V}", "turn {D} up to {V}", "turn {D} down to {V}",
      "set the temperature of {D} to {V}", "warm {D} to {V}", "*turn up {D} to {V}", "*turn down {D} to {V}", "*bring {D} up to {V}"],
      LEVEL_STATE),
     ("up", 3, {"temperature_step": "few"}, ["turn {D} up by {V}", "raise {D} by {V}", "increase {D} by {V}", "turn up {D} by {V}",
-     "make {D} {V} warmer", "make {D} warmer by {V}", "raise {D} {V}", "warm {D} by {V}", "heat up {D} by {V}", "heat {D} up by {V}", "heat {D} {V} more", "heat {D} further by {V}", "increase {D} {V} more", "turn {D} up {V}", "*turn {D} {V} up", "*increase {D} {V}", "*heat {D} by {V}"], []),
+     "make {D} {V} warmer", "make {D} warmer by {V}", "raise {D} {V}", "warm {D} by {V}", "heat up {D} by {V}", "heat {D} up by {V}", "heat {D} {V} more", "heat {D} further by {V}", "increase {D} {V} more", "turn {D} up {V}", "put {D} {V} up", "make {D} {V} higher", "have {D} {V} higher", "*turn {D} {V} up", "*increase {D} {V}", "*heat {D} by {V}"], []),
     ("down", 3, {"temperature_step": "-few"}, ["turn {D} down by {V}", "lower {D} by {V}", "decrease {D} by {V}", "turn down {D} by {V}",
-     "make {D} {V} cooler", "make {D} cooler by {V}", "drop {D} by {V}", "lower {D} {V}", "cool {D} by {V}", "cool {D} further by {V}", "turn {D} down {V}", "*turn {D} {V} down", "*decrease {D} {V}", "*drop {D} {V}"], []),
+     "make {D} {V} cooler", "make {D} cooler by {V}", "drop {D} by {V}", "lower {D} {V}", "cool {D} by {V}", "cool {D} further by {V}", "turn {D} down {V}", "reduce {D} {V}", "put {D} {V} down", "have {D} {V} lower", "*turn {D} {V} down", "*decrease {D} {V}", "*drop {D} {V}"], []),
     ("on", 2, {"on": True}, ON, ON_STATE), ("off", 3, {"on": False}, OFF, OFF_STATE),
 ]
 SWITCH = [("on", 1, {"on": True}, ON + ["start {D}"], ON_STATE), ("off", 1, {"on": False}, OFF + ["stop {D}"], OFF_STATE)]
@@ -100,25 +100,25 @@ SOUND = [
     ("down", 1, {"volume_step": "-step"}, ["turn {D} down by {V}", "turn {D} down {V}", "make {D} quieter by {V}", "lower the volume of {D} by {V}",
      "decrease the volume of {D} by {V}", "get {D} {V} quieter", "turn {D} {V} quieter",
      "have {D} play {V} quieter", "*turn down {D} by {V}", "*make {D} {V} quieter"], []),
-    ("mute", 2, {"muted": True}, ["mute {D}", "silence {D}", "make {D} silent", "*have {D} muted", "*get {D} silent"], ["{D} muted", "*i want {D} muted"]),
-    ("unmute", 1, {"muted": False}, ["unmute {D}", "give {D} sound again", "turn the sound of {D} back on", "put the sound of {D} on again", "*turn the sound of {D} on again"], []),
+    ("mute", 2, {"muted": True}, ["mute {D}", "silence {D}", "make {D} silent", "have {D} silenced", "get {D} muted", "*have {D} muted", "*get {D} silent"], ["{D} muted", "i need {D} muted", "i want {D} silent", "*i want {D} muted"]),
+    ("unmute", 1, {"muted": False}, ["unmute {D}", "give {D} sound again", "turn the sound of {D} back on", "put the sound of {D} on again", "have {D} unmuted", "turn the sound of {D} on", "put the sound of {D} back on", "*turn the sound of {D} on again"], []),
 ]
 PLAY = [("play", 2, {"playing": True}, ["play music on {D}", "start the music on {D}", "put music on {D}", "resume {D}", "play {D}",
          "*play the music on {D}", "*resume the music on {D}"], []),
         ("pause", 2, {"playing": False}, ["pause {D}", "stop the music on {D}", "pause the music on {D}", "*stop music on {D}", "*pause music on {D}"], [])]
-LOCK = [("lock", 3, {"locked": True}, ["lock {D}", "lock up {D}", "bolt {D}", "make sure {D} IS locked", "get {D} locked", "*have {D} locked",
-         "*lock {D} up", "*have {D} bolted"], ["{D} locked", "{D} bolted", "{D} should be locked", "i want {D} locked", "*i need {D} locked", "*{D} must be locked"]),
-        ("unlock", 2, {"locked": False}, ["unlock {D}", "unbolt {D}", "make sure {D} IS unlocked", "get {D} unlocked", "*have {D} unlocked"],
-         ["{D} unlocked", "{D} should be unlocked", "*i need {D} unlocked"])]
-DOOR = [("open", 1, {"open": True}, ["open {D}", "open up {D}", "raise {D}", "get {D} open", "get {D} opened", "*have {D} opened", "*have {D} open"],
-         ["{D} open", "i want {D} open", "*{D} should be open"]),
-        ("close", 1, {"open": False}, ["close {D}", "shut {D}", "lower {D}", "get {D} closed", "*have {D} closed", "*get {D} shut"],
-         ["{D} closed", "i want {D} closed", "*{D} should be closed"])]
+LOCK = [("lock", 3, {"locked": True}, ["lock {D}", "lock up {D}", "bolt {D}", "make sure {D} IS locked", "get {D} locked", "have {D} locked up", "get {D} bolted", "bolt {D} up", "*have {D} locked",
+         "*lock {D} up", "*have {D} bolted"], ["{D} locked", "{D} bolted", "{D} should be locked", "i want {D} locked", "i'd like {D} locked", "i need {D} bolted", "*i need {D} locked", "*{D} must be locked"]),
+        ("unlock", 2, {"locked": False}, ["unlock {D}", "unbolt {D}", "make sure {D} IS unlocked", "get {D} unlocked", "have {D} unbolted", "get {D} unbolted", "*have {D} unlocked"],
+         ["{D} unlocked", "{D} should be unlocked", "i want {D} unlocked", "{D} must be unlocked", "*i need {D} unlocked"])]
+DOOR = [("open", 1, {"open": True}, ["open {D}", "open up {D}", "raise {D}", "get {D} open", "get {D} opened", "have {D} raised", "*have {D} opened", "*have {D} open"],
+         ["{D} open", "i want {D} open", "i need {D} open", "{D} must be open", "*{D} should be open"]),
+        ("close", 1, {"open": False}, ["close {D}", "shut {D}", "lower {D}", "get {D} closed", "have {D} shut", "have {D} lowered", "*have {D} closed", "*get {D} shut"],
+         ["{D} closed", "i want {D} closed", "i need {D} closed", "{D} must be closed", "*{D} should be closed"])]
 MACHINE = [("run", 3, {"running": True}, RUN, RUN_STATE), ("stop", 2, {"running": False}, STOP, STOP_STATE)]
-ALARM = [("arm", 1, {"armed": True}, ["arm {D}", "turn on {D}", "set {D}", "activate {D}", "switch on {D}", "turn {D} on", "*switch {D} on", "*have {D} armed"],
-          ["{D} armed", "{D} should be armed", "*i want {D} armed"]),
-         ("disarm", 1, {"armed": False}, ["disarm {D}", "turn off {D}", "deactivate {D}", "switch off {D}", "turn {D} off", "*switch {D} off", "*have {D} disarmed"],
-          ["{D} disarmed", "{D} should be disarmed", "*i want {D} disarmed"])]
+ALARM = [("arm", 1, {"armed": True}, ["arm {D}", "turn on {D}", "set {D}", "activate {D}", "switch on {D}", "turn {D} on", "get {D} armed", "have {D} activated", "*switch {D} on", "*have {D} armed"],
+          ["{D} armed", "{D} should be armed", "i need {D} armed", "*i want {D} armed"]),
+         ("disarm", 1, {"armed": False}, ["disarm {D}", "turn off {D}", "deactivate {D}", "switch off {D}", "turn {D} off", "get {D} disarmed", "have {D} deactivated", "*switch {D} off", "*have {D} disarmed"],
+          ["{D} disarmed", "{D} should be disarmed", "i need {D} disarmed", "*i want {D} disarmed"])]
 
 # singular nouns, plural nouns, intents, weight
 DEVICES = {
@@ -156,8 +156,8 @@ def join_rooms(rng, names, article):
     return ", ".join(names[:-1]) + comma + names[-1]
 
 
-def say_room(rng, room):
-    return rng.choice(ROOMS.get(room) or [room_name(room)])
+def spoken_room(rng, room, held):
+    return say_room(rng, ROOMS.get(room) or [room_name(room)], held)
 
 
 def noun_phrase(rng, device, rooms, held):
@@ -172,7 +172,7 @@ def noun_phrase(rng, device, rooms, held):
         return pick(rng, [f"every {n}", f"the {n} everywhere", f"the {n} in all rooms", f"*the {n} in every room"], held), False
     if not rooms:
         return rng.choice([f"the {n}", f"the {n}", n, f"my {n}", f"our {n}"]), many
-    names = [say_room(rng, r) for r in rooms]
+    names = [spoken_room(rng, r, held) for r in rooms]
     bare = join_rooms(rng, names, "")
     the = join_rooms(rng, names, "the ")
     if len(rooms) > 1:
@@ -275,7 +275,7 @@ def number_of(text, plural):
     return text.replace(" IS ", " are " if plural else " is ").replace(" NEED ", " need " if plural else " needs ")
 
 
-REPAIRS = ["{A}, no, {B}", "{A}, no wait, {B}", "{A}, i mean {B}", "{A}, sorry, {B}", "{A} no make that {B}", "{A}, actually {B}", "*{A}, wait, {B}", "*{A}, sorry, i mean {B}",
+REPAIRS = ["{A}, no, {B}", "{A}, no wait, {B}", "{A}, i mean {B}", "{A}, sorry, {B}", "{A} no make that {B}", "{A}, actually {B}", "+{A}, wait no, {B}", "+{A}, no, i mean {B}", "+{A}, hold on, {B}", "+{A}, actually make that {B}", "+{A}, no sorry, {B}", "+{A} or rather {B}", "*{A}, wait, {B}", "*{A}, sorry, i mean {B}",
            "*{A}, actually no, {B}"]
 
 
@@ -327,13 +327,13 @@ def make_clause(rng, held, need_room=False):
     setting = dict(setting)
     if isinstance(value, str):
         value, spoken = value_for(rng, value, held)
-        if rng.random() < 0.05:
+        if rng.random() < (0.05 if held else 0.08):
             _, before = value_for(rng, next(iter(dict(intents[[i[0] for i in intents].index(name)][2]).values())), held)
             spoken = pick(rng, REPAIRS, held).format(A=before, B=spoken)
         setting = {key: value[0], "unit": value[1]} if isinstance(value, tuple) else {key: value}
     text = number_of(template.replace("{D}", phrase).replace("{V}", spoken or ""), plural)
     if front:
-        text = f"in the {say_room(rng, front[0])} {text}" if rng.random() < 0.6 else f"in the {say_room(rng, front[0])}, {text}"
+        text = f"in the {spoken_room(rng, front[0], held)} {text}" if rng.random() < 0.6 else f"in the {spoken_room(rng, front[0], held)}, {text}"
         use_state = True
     room_free = device in HOME_WIDE or device == "lock"
     named = rooms if rooms else [None]
@@ -341,8 +341,8 @@ def make_clause(rng, held, need_room=False):
         action = {"device": device, "room": "all"}
         if device != "lock" and rng.random() < 0.4:
             rooms_out = choose_rooms(rng, device, held, rng.choice([1, 1, 2]))
-            names = [say_room(rng, r) for r in rooms_out]
-            text += pick(rng, [" except {T}", " except in {T}", " but not {T}", " but not in {T}", " except for {T}", " apart from {T}", " other than in {T}", " except the ones in {T}",
+            names = [spoken_room(rng, r, held) for r in rooms_out]
+            text += pick(rng, [" except {T}", " except in {T}", " but not {T}", " but not in {T}", " except for {T}", " apart from {T}", " other than in {T}", " except the ones in {T}", "+ except for those in {T}", "+ other than the ones in {T}", "+, not in {T}", "+ apart from those in {T}", "+, only not in {T}",
                                "*, just not in {T}", "* apart from the ones in {T}", "* but not the ones in {T}", "* except for the ones in {T}"], held).format(T=join_rooms(rng, names, "the "))
             action["except"] = rooms_out
         actions = [action | {"set": setting}]
@@ -363,9 +363,9 @@ def two_devices(rng, held):
     rooms = [r for r in ROOMS if is_held("pair", r, a) == held and (held or not is_held("pair", r, b))]
     room = rng.choice(MORE_PLACES) if not held and MORE_PLACES and rng.random() < 0.5 else rng.choice(rooms)
     na, nb = rng.choice(DEVICES[a][0] + DEVICES[a][1]), rng.choice(DEVICES[b][0])
-    place = say_room(rng, room)
+    place = spoken_room(rng, room, held)
     phrase = pick(rng, [f"the {na} and the {nb} in the {place}", f"the {place} {na} and {nb}", f"the {na} and {nb} in the {place}", f"both the {na} and the {nb} in the {place}",
-                        f"{place} {na} and {nb}", f"*both the {place} {na} and {nb}", f"*{na} and {nb} in the {place}"], held)
+                        f"{place} {na} and {nb}", f"+both {na} and {nb} in the {place}", f"+the {na} in the {place} and the {nb}", f"*both the {place} {na} and {nb}", f"*{na} and {nb} in the {place}"], held)
     on = rng.random() < 0.5
     imperative, state = (ON, ON_STATE) if on else (OFF, OFF_STATE)
     use_state = rng.random() < 0.3
@@ -383,10 +383,10 @@ def negated(rng, held):
     if rng.random() < 0.35:
         device = rng.choice(list(DEVICES))
         phrase = noun_phrase(rng, device, choose_rooms(rng, device, held, 1) if rng.random() < 0.6 else [], held)[0]
-        c.text = pick(rng, ["leave {D} alone", "leave {D} as IT IS", "don't touch {D}", "don't change {D}", "keep {D} as IT IS", "*don't change anything about {D}",
+        c.text = pick(rng, ["leave {D} alone", "leave {D} as IT IS", "don't touch {D}", "don't change {D}", "keep {D} as IT IS", "+do not change {D}", "+please don't touch {D}", "+don't do anything to {D}", "*don't change anything about {D}",
                             "*do not touch {D}"], held).replace("{D}", phrase).replace("IT IS", rng.choice(["it is", "they are"]))
     else:
-        c.text = pick(rng, ["don't {C}", "do not {C}", "please don't {C}", "never {C}", "you should not {C}", "don't you {C}", "no need to {C}", "*please do not {C}",
+        c.text = pick(rng, ["don't {C}", "do not {C}", "please don't {C}", "never {C}", "you should not {C}", "don't you {C}", "no need to {C}", "+you don't have to {C}", "+there is no need to {C}", "*please do not {C}",
                             "*you don't need to {C}"], held).format(C=c.text)
     c.actions = []
     return c
@@ -394,14 +394,14 @@ def negated(rng, held):
 
 POLITE = ["please {C}", "{C} please", "{C}, please", "can you {C}", "could you {C}", "would you {C}", "can you please {C}", "could you please {C}", "i want you to {C}",
           "i'd like you to {C}", "go ahead and {C}", "would you mind to {C}", "you can {C} now", "{C} now", "{C} right now", "{C}, thanks", "{C} for me", "just {C}", "now {C}",
-          "quickly {C}", "{C} if you can", "let's {C}", "i need you to {C}", "time to {C}", "*would you please {C}", "*{C}, thank you", "*can you {C} for me",
+          "quickly {C}", "{C} if you can", "let's {C}", "i need you to {C}", "time to {C}", "+{C}, many thanks", "+{C}. thank you", "+would you kindly {C}", "+could you {C} for me", "+{C} right now please", "*would you please {C}", "*{C}, thank you", "*can you {C} for me",
           "*could you {C} now", "*please {C} right now", "*{C} now please"]
-POLITE_STATE = ["{C} please", "{C}, please", "{C}, thanks", "{C} now", "{C} right now", "please, {C}", "*{C}, thank you", "*{C} now please"]
+POLITE_STATE = ["{C} please", "{C}, please", "{C}, thanks", "{C} now", "{C} right now", "please, {C}", "+{C}, many thanks", "+{C}. thank you", "+{C} right now please", "*{C}, thank you", "*{C} now please"]
 OPENERS = ["hey", "hi", "hello", "ok", "okay", "hey ember", "ember", "ok ember", "alright", "so", "good morning", "good evening", "well", "*hello ember", "*hi ember"]
 REASONS = ["it's dark", "i'm cold", "it's too hot in here", "i'm going to bed", "we're leaving", "the guests are here", "i can't see anything", "it's too loud", "dinner is ready",
            "i'm home", "the movie starts soon", "i'm working", "the sun is too bright", "it's raining", "the baby is asleep", "*it's too dark in here", "*we're going to bed",
            "*the movie is too loud", "*i'm leaving"]
-JOIN = [" and ", " and ", " and ", ", ", ", and ", " then ", " and then ", ", then ", ". ", " and also ", "; ", ", also ", " plus ", "*. then ", "*, and also ", "*, plus "]
+JOIN = [" and ", " and ", " and ", ", ", ", and ", " then ", " and then ", ", then ", ". ", " and also ", "; ", ", also ", " plus ", "+. also ", "+. and then ", "+; also ", "*. then ", "*, and also ", "*, plus "]
 NOTHING = ["never mind", "cancel that", "forget it", "do nothing", "nothing", "leave everything as it is", "don't do anything", "nothing for now", "no changes please",
            "stop, leave it", "forget that", "*never mind, forget it", "*don't change anything", "*leave it as it is"]
 
@@ -426,7 +426,7 @@ def command(rng, held=False):
         clauses = [negated(rng, held)]
     else:
         count = rng.choices([1, 2, 3], [64, 30, 6])[0]
-        clauses = [two_devices(rng, held) if rng.random() < 0.07 else make_clause(rng, held) for _ in range(count)]
+        clauses = [two_devices(rng, held) if rng.random() < (0.07 if held else 0.10) else make_clause(rng, held) for _ in range(count)]
         if rng.random() < 0.1:
             no = negated(rng, held)
             clauses.insert(rng.choice([0, count, count]), no)

@@ -17,9 +17,11 @@ from tokenizer import load_tokenizer
 HOME = Path(__file__).parent.parent
 LM = "model.language_model."
 STEPS = 24
+# Up to the middle of what the model writes. It was trained on that alone: where it reads, one rounding that falls otherwise moves it far more.
 PROMPT = (
     "<|turn>system\nAnswer briefly.<turn|>\n"
     '<|turn>user\n{"bedroom":{"temperature":26.3},"freezer":{"temp":-12.5}}\nIs it too warm in the bedroom?<turn|>\n<|turn>model\n'
+    "<|channel>thought\nbedroom temperature above 24: 26.3 > 24 yes<channel|>"
 )
 PROJECTIONS = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
                "ple_gate": "per_layer_input_gate", "ple_proj": "per_layer_projection"}

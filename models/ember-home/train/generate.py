@@ -17,7 +17,7 @@ SYSTEMS = ["You are the assistant of this home.", "You control a smart home.", "
            "You are the voice of the house. Answer in one line.", "Reply with JSON for commands.", "Help the people of this house.", "You are an assistant. Keep answers short.", "This is the home of a family of four."]
 JOINTS = ["\n", "\n", "\n", " ", "\n\n", ": "]
 LEADS = ["", "", "", "Readings: ", "Current readings: ", "Sensors: ", "readings: ", "Data: ", "State: ", "These are the readings: "]
-WEIGHTS = {"command": 34, "sensor": 27, "alarm": 35, "other": 4}
+WEIGHTS = {"command": 34, "sensor": 29, "alarm": 33, "other": 4}
 
 
 def put_together(rng, data, text):

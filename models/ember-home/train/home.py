@@ -56,11 +56,17 @@ def is_held(*key, share=9):
 
 
 def pick(rng, phrases, held=False, always=False):
-    """One of `phrases`. Those marked `*` are drawn only if `held`: then always, or at every second time."""
+    """One of `phrases`. Those marked `*` are drawn only if `held`: then always, or at every second time. Those marked `+` came after
+    the cases, and are drawn only if not `held`."""
     starred = [p[1:] for p in phrases if p.startswith("*")]
     if held and starred and (always or rng.random() < 0.5):
         return rng.choice(starred)
-    return rng.choice([p for p in phrases if not p.startswith("*")])
+    return rng.choice([p for p in phrases if not p.startswith(("*", "+") if held else "*")]).removeprefix("+")
+
+
+def say_room(rng, names, held):
+    """One of the names of a room. Training prefers those that answers do not use: they have to be learned one by one."""
+    return rng.choice(names[1:] if len(names) > 1 and not held and rng.random() < 0.45 else names)
 
 
 def pick_value(rng, kind, values, held=False):

@@ -77,7 +77,7 @@ def no_readings(rng, held):
         return pick(rng, rng.choice(list(WHICH.values())), held)
     metric = rng.choice(list(SAY))
     phrases = rng.choice([ASK_VALUE, ASK_SPECIAL[metric], rng.choice(COMFORT)[3], rng.choice(COMFORT)[3], rng.choice(list(ASK_STATE.values()))[0], ALL])
-    phrases = [p for p in phrases if p.strip("*").startswith(("is ", "what", "how", "did", "tell", "can", "give", "are", "show", "do i", "read"))]
+    phrases = [p for p in phrases if p.strip("*+").startswith(("is ", "what", "how", "did", "tell", "can", "give", "are", "show", "do i", "read", "let me", "check"))]
     return fill(rng, phrases, held, place, m=rng.choice(SAY[metric]))
 
 

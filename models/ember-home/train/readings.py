@@ -6,13 +6,14 @@ A model of this size cannot find two numbers, compare them and decide within the
 
 import json
 
-from home import EXTRA_PLACES, MORE_PLACES, ROOMS, add_typos, dress, in_place, is_held, number_words, pick, pick_value, room_name
+from home import EXTRA_PLACES, MORE_PLACES, ROOMS, add_typos, dress, in_place, is_held, number_words, pick, pick_value, room_name, say_room
 
 UNIT = {"temperature": " °C", "humidity": " %", "co2": " ppm", "light": " lux", "battery": " %", "power": " W", "noise": " dB"}
 NUMERIC = list(UNIT)
 STATES = {"window": ["open", "closed"], "door": ["open", "closed"], "motion": ["true", "false"], "smoke": ["true", "false"], "leak": ["true", "false"]}
 METRICS = NUMERIC + list(STATES)
 METRIC_NAME = {"co2": "CO2"}
+LIKE = {"window": "door", "door": "window"}
 SAY = {  # how questions and rules call a quantity
     "temperature": ["temperature", "temperature", "temp"], "humidity": ["humidity", "humidity", "air humidity"], "co2": ["co2", "co2 level", "co2 value"],
     "light": ["light level", "brightness", "light"], "battery": ["battery", "battery level"], "power": ["power", "power use", "power draw"], "noise": ["noise", "noise level"],
@@ -80,6 +81,7 @@ class House:
             self.rooms = rng.sample(MORE_PLACES, 8) + rng.sample(self.rooms, rng.choice([0, 2, 6]))
         pool = self.rooms + list(EXTRA_PLACES)
         self.data, self.single = {}, single
+        self.absent = set()  # what a rule has called missing: nothing may put it there later
         for place in [None] if single else rng.sample(pool, count):
             # A pair that stands there and is never asked for would teach that it is never meant.
             usable = ["temperature"] if place in EXTRA_PLACES else [m for m in METRICS if askable(place, m, held)]
@@ -103,6 +105,21 @@ class House:
         items = list(self.data[place].items())
         rng.shuffle(items)
         self.data[place] = dict(items)
+
+    def repeat(self, rng, place, metric):
+        """The same quantity in another room (in training), to be told apart by the room alone."""
+        others = [p for p in list(self.data) + rng.sample(self.rooms, 2) if p not in EXTRA_PLACES and p != place]
+        others = [p for p in others if metric not in self.data.get(p, {}) and (p, metric) not in self.absent and askable(p, metric, False)]
+        if others:
+            other = rng.choice(others)
+            self.put(rng, other, metric, reading(rng, other, metric, False))
+
+    def tempting(self, rng, place, metrics):
+        """A quantity that `place` lacks, but whose value in another place could be taken for it, or a door's for a window's; or None."""
+        here = self.data.get(place, {})
+        others = [m for p, d in self.data.items() if p != place for m in d] + [LIKE[m] for m in here if m in LIKE]
+        others = [m for m in others if m in metrics and m not in here]
+        return rng.choice(others) if others else None
 
     def text(self, rng):
         """The JSON, in one of the shapes that bridges and scripts produce."""
@@ -140,15 +157,15 @@ class House:
         return dump(pairs)
 
 
-def say_place(rng, place):
-    return rng.choice((ROOMS | EXTRA_PLACES).get(place) or [room_name(place)])
+def say_place(rng, place, held):
+    return say_room(rng, (ROOMS | EXTRA_PLACES).get(place) or [room_name(place)], held)
 
 
-def where(rng, place):
+def where(rng, place, held):
     """"in the kitchen", as an end of a question ("" for a home of one unnamed place)."""
     if place is None:
         return rng.choice(["", "", " in here", " right now"])
-    return " outside" if place == "outside" else rng.choice([" in the ", " in the ", " in the ", " in "]) + say_place(rng, place)
+    return " outside" if place == "outside" else rng.choice([" in the ", " in the ", " in the ", " in "]) + say_place(rng, place, held)
 
 
 def at(place):
@@ -156,50 +173,49 @@ def at(place):
 
 
 ASK_VALUE = ["what is the {m}{w}", "what's the {m}{w}", "how high is the {m}{w}", "tell me the {m}{w}", "{m}{w}", "give me the {m}{w}", "show me the {m}{w}", "i'd like to know the {m}{w}",
-             "what {m} do we have{w}", "read the {m}{w}", "can you tell me the {m}{w}", "what does the {m}{w} read", "whats the current {m}{w}", "what is the {m} reading{w}", "how is the {m}{w}",
-             "*could you tell me the {m}{w}", "*what's the {m} reading{w}", "*i'd like the {m}{w}", "*what is the current {m}{w}", "*can you read the {m}{w}", "*show the current {m}{w}"]
-ASK_VALUE_ROOM = ["what is the {r} {m}", "what's the {r} {m}", "{r} {m}", "tell me the {r} {m}", "how high is the {r} {m}", "{r} {m} right now", "*give me the {r} {m}", "*show me the {r} {m}", "*what is the {r} {m} right now"]
+             "what {m} do we have{w}", "read the {m}{w}", "can you tell me the {m}{w}", "let me know the {m}{w}", "what does the {m}{w} read", "whats the current {m}{w}", "what is the {m} reading{w}", "how is the {m}{w}",
+             "could you give me the {m}{w}", "could you read the {m}{w}", "i want the {m}{w}", "i'd like to have the {m}{w}", "current {m}{w}", "show the {m}{w}", "*could you tell me the {m}{w}", "*what's the {m} reading{w}", "*i'd like the {m}{w}", "*what is the current {m}{w}", "*can you read the {m}{w}", "*show the current {m}{w}"]
+ASK_VALUE_ROOM = ["what is the {r} {m}", "what's the {r} {m}", "{r} {m}", "tell me the {r} {m}", "how high is the {r} {m}", "{r} {m} right now", "read the {r} {m}", "i'd like to know the {r} {m}", "what is the {r} {m} now", "let me know the {r} {m}", "*give me the {r} {m}", "*show me the {r} {m}", "*what is the {r} {m} right now"]
 ASK_SPECIAL = {
-    "temperature": ["how warm is it{w}", "how cold is it{w}", "how hot is it{w}", "how many degrees is it{w}", "how many degrees are there{w}", "*how warm is it{w} right now", "*tell me how warm it is{w}", "*how many degrees do we have{w}"],
-    "humidity": ["how humid is it{w}", "how humid is the air{w}", "*tell me how humid it is{w}", "*how humid is the air{w} right now"],
+    "temperature": ["how warm is it{w}", "how cold is it{w}", "how hot is it{w}", "how many degrees is it{w}", "how many degrees are there{w}", "let me know how warm it is{w}", "*how warm is it{w} right now", "*tell me how warm it is{w}", "*how many degrees do we have{w}"],
+    "humidity": ["how humid is it{w}", "how humid is the air{w}", "let me know how humid it is{w}", "*tell me how humid it is{w}", "*how humid is the air{w} right now"],
     "co2": ["how is the air{w}", "how much co2 is there{w}", "*how much co2 do we have{w}"],
-    "light": ["how bright is it{w}", "how much light is there{w}", "*tell me how bright it is{w}"],
-    "battery": ["how full is the battery{w}", "how much battery is left{w}", "*tell me how full the battery is{w}"],
+    "light": ["how bright is it{w}", "how much light is there{w}", "let me know how bright it is{w}", "*tell me how bright it is{w}"],
+    "battery": ["how full is the battery{w}", "let me know how full the battery is{w}", "how much battery is left{w}", "*tell me how full the battery is{w}"],
     "power": ["how much power is used{w}", "how many watts{w}", "how much power do we use{w}", "*how many watts are used{w}"],
-    "noise": ["how loud is it{w}", "how many decibels{w}", "*tell me how loud it is{w}"],
+    "noise": ["how loud is it{w}", "let me know how loud it is{w}", "how many decibels{w}", "*tell me how loud it is{w}"],
 }
 # quantity, adjective, comparison, limit, phrasings
 COMFORT = [
-    ("temperature", "above", "24", ["is it too warm{w}", "is it too hot{w}", "too warm{w}", "is it hot{w}", "do i need to cool down{w}", "*tell me if it is too warm{w}", "*is it too hot{w} right now", "*too hot{w}"]),
-    ("temperature", "below", "18", ["is it too cold{w}", "is it cold{w}", "too cold{w}", "is it too cool{w}", "do i need to heat{w}", "*tell me if it is too cold{w}", "*is it too cold{w} right now"]),
-    ("humidity", "above", "60", ["is it too humid{w}", "is it too damp{w}", "is the air too humid{w}", "*tell me if it is too humid{w}", "*is it too damp{w} right now"]),
-    ("humidity", "below", "35", ["is it too dry{w}", "is the air too dry{w}", "*tell me if it is too dry{w}", "*is the air dry{w}"]),
-    ("co2", "above", "1000", ["is the air bad{w}", "is the air stale{w}", "is there too much co2{w}", "should i air{w}", "*is the air stale{w} right now", "*tell me if the air is bad{w}"]),
-    ("battery", "below", "20", ["is the battery low{w}", "is the battery empty{w}", "do i need a new battery{w}", "*is the battery too low{w}", "*tell me if the battery is low{w}"]),
-    ("light", "below", "50", ["is it dark{w}", "is it too dark{w}", "*tell me if it is dark{w}", "*is it dark{w} right now"]),
-    ("noise", "above", "60", ["is it loud{w}", "is it too loud{w}", "*tell me if it is too loud{w}", "*is it loud{w} right now"]),
+    ("temperature", "above", "24", ["is it too warm{w}", "is it too hot{w}", "too warm{w}", "is it hot{w}", "do i need to cool down{w}", "let me know if it is too warm{w}", "check if it is too hot{w}", "*tell me if it is too warm{w}", "*is it too hot{w} right now", "*too hot{w}"]),
+    ("temperature", "below", "18", ["is it too cold{w}", "is it cold{w}", "too cold{w}", "is it too cool{w}", "do i need to heat{w}", "let me know if it is too cold{w}", "check if it is too cold{w}", "*tell me if it is too cold{w}", "*is it too cold{w} right now"]),
+    ("humidity", "above", "60", ["is it too humid{w}", "is it too damp{w}", "is the air too humid{w}", "let me know if it is too humid{w}", "check if it is too damp{w}", "too damp{w}", "*tell me if it is too humid{w}", "*is it too damp{w} right now"]),
+    ("humidity", "below", "35", ["is it too dry{w}", "is the air too dry{w}", "let me know if it is too dry{w}", "check if it is too dry{w}", "is the air very dry{w}", "*tell me if it is too dry{w}", "*is the air dry{w}"]),
+    ("co2", "above", "1000", ["is the air bad{w}", "is the air stale{w}", "is there too much co2{w}", "should i air{w}", "let me know if the air is bad{w}", "check if the air is stale{w}", "*is the air stale{w} right now", "*tell me if the air is bad{w}"]),
+    ("battery", "below", "20", ["is the battery low{w}", "is the battery empty{w}", "do i need a new battery{w}", "let me know if the battery is low{w}", "check if the battery is low{w}", "is the battery very low{w}", "*is the battery too low{w}", "*tell me if the battery is low{w}"]),
+    ("light", "below", "50", ["is it dark{w}", "is it too dark{w}", "let me know if it is dark{w}", "check if it is dark{w}", "*tell me if it is dark{w}", "*is it dark{w} right now"]),
+    ("noise", "above", "60", ["is it loud{w}", "is it too loud{w}", "let me know if it is too loud{w}", "check if it is too loud{w}", "too loud{w}", "*tell me if it is too loud{w}", "*is it loud{w} right now"]),
 ]
 COMPARE = {"above": ["above", "over", "higher than", "more than", "greater than"], "below": ["below", "under", "lower than", "less than"]}
-ASK_LIMIT = ["is the {m}{w} {c} {t}", "is the {r} {m} {c} {t}", "{m}{w} {c} {t}", "is the {m} {c} {t}{w}", "tell me if the {m}{w} is {c} {t}", "*tell me if the {r} {m} is {c} {t}",
+ASK_LIMIT = ["is the {m}{w} {c} {t}", "is the {r} {m} {c} {t}", "{m}{w} {c} {t}", "is the {m} {c} {t}{w}", "tell me if the {m}{w} is {c} {t}", "check if the {r} {m} is {c} {t}", "tell me if the {m} in the {r} is {c} {t}", "check if the {m} is {c} {t}{w}", "is the {m}{w} currently {c} {t}", "is the {r} {m} {c} {t} now", "*tell me if the {r} {m} is {c} {t}",
              "*is the current {m}{w} {c} {t}", "*tell me if the {m} is {c} {t}{w}"]
 ASK_STATE = {
     "window": (["is the window open{w}", "is the {r} window open", "is there a window open{w}", "window open{w}", "is the window closed{w}", "did i close the window{w}", "did i leave the window open{w}", "is the {r} window closed",
-                "is the window shut{w}", "*did i shut the window{w}", "*did i close the {r} window", "*is the {r} window shut", "*did i leave the {r} window open"],),
-    "door": (["is the door open{w}", "is the {r} door open", "door open{w}", "is the door closed{w}", "did i close the door{w}", "did i leave the door open{w}", "is the {r} door closed", "is the door shut{w}",
-              "*did i shut the door{w}", "*did i close the {r} door", "*is the {r} door shut", "*did i leave the {r} door open"],),
-    "motion": (["is there motion{w}", "is there any motion{w}", "is somebody{w}", "is anybody{w}", "is there movement{w}", "motion{w}", "does something move{w}", "*is there any movement{w}", "*does somebody move{w}", "*any motion{w}"],),
-    "smoke": (["is there smoke{w}", "is there any smoke{w}", "smoke{w}", "is there a fire{w}", "does it smoke{w}", "*any smoke{w}", "*is there any fire{w}"],),
-    "leak": (["is there a leak{w}", "is there any leak{w}", "is there water on the floor{w}", "leak{w}", "does something leak{w}", "*any leak{w}", "*is water on the floor{w}"],),
+                "is the window shut{w}", "have i shut the window{w}", "have i closed the {r} window", "did i forget to close the {r} window", "*did i shut the window{w}", "*did i close the {r} window", "*is the {r} window shut", "*did i leave the {r} window open"],),
+    "door": (["is the door open{w}", "is the {r} door open", "door open{w}", "is the door closed{w}", "did i close the door{w}", "did i leave the door open{w}", "is the {r} door closed", "is the door shut{w}", "have i shut the door{w}", "have i closed the {r} door", "did i forget to close the {r} door", "*did i shut the door{w}", "*did i close the {r} door", "*is the {r} door shut", "*did i leave the {r} door open"],),
+    "motion": (["is there motion{w}", "is there any motion{w}", "is somebody{w}", "is anybody{w}", "is there movement{w}", "motion{w}", "does something move{w}", "any movement{w}", "does anything move{w}", "*is there any movement{w}", "*does somebody move{w}", "*any motion{w}"],),
+    "smoke": (["is there smoke{w}", "is there any smoke{w}", "smoke{w}", "is there a fire{w}", "does it smoke{w}", "any fire{w}", "is any smoke seen{w}", "*any smoke{w}", "*is there any fire{w}"],),
+    "leak": (["is there a leak{w}", "is there any leak{w}", "is there water on the floor{w}", "leak{w}", "does something leak{w}", "any water{w}", "any water on the floor{w}", "*any leak{w}", "*is water on the floor{w}"],),
 }
 EXTREME = [
-    ("temperature", max, "warmest", ["which room is the warmest", "what is the warmest room", "where is it warmest", "which room is hottest", "where is it the hottest", "*what is the hottest room", "*where is it the warmest", "*tell me which room is warmest"]),
-    ("temperature", min, "coldest", ["which room is the coldest", "what is the coldest room", "where is it coldest", "which room is coolest", "*where is it the coldest", "*what is the coolest room", "*tell me which room is coldest"]),
-    ("humidity", max, "most humid", ["which room is the most humid", "where is it most humid", "what is the most humid room", "*where is it the most humid", "*tell me which room is most humid"]),
-    ("humidity", min, "driest", ["which room is the driest", "where is it driest", "what is the driest room", "*where is it the driest", "*tell me which room is driest"]),
+    ("temperature", max, "warmest", ["which room is the warmest", "what is the warmest room", "where is it warmest", "which room is hottest", "where is it the hottest", "+let me know which room is warmest", "*what is the hottest room", "*where is it the warmest", "*tell me which room is warmest"]),
+    ("temperature", min, "coldest", ["which room is the coldest", "what is the coldest room", "where is it coldest", "which room is coolest", "+where is it the coolest", "+let me know which room is coldest", "*where is it the coldest", "*what is the coolest room", "*tell me which room is coldest"]),
+    ("humidity", max, "most humid", ["which room is the most humid", "where is it most humid", "what is the most humid room", "+let me know which room is most humid", "*where is it the most humid", "*tell me which room is most humid"]),
+    ("humidity", min, "driest", ["which room is the driest", "where is it driest", "what is the driest room", "+let me know which room is driest", "*where is it the driest", "*tell me which room is driest"]),
 ]
-WHICH = {"window": ["which windows are open", "what windows are open", "are any windows open", "is any window open", "list the open windows", "are there open windows", "*tell me which windows are open", "*is a window open", "*list the windows that are open"],
-         "door": ["which doors are open", "what doors are open", "are any doors open", "is any door open", "list the open doors", "are there open doors", "*tell me which doors are open", "*list the doors that are open"]}
-ALL = ["what are the readings{w}", "give me all readings{w}", "list everything{w}", "what is going on{w}", "all values{w}", "how are things{w}", "show me all values{w}", "*list all readings{w}", "*give me all values{w}",
+WHICH = {"window": ["which windows are open", "what windows are open", "are any windows open", "is any window open", "list the open windows", "are there open windows", "+let me know which windows are open", "+what are the windows that are open", "+is there an open window", "+is one of the windows open", "*tell me which windows are open", "*is a window open", "*list the windows that are open"],
+         "door": ["which doors are open", "what doors are open", "are any doors open", "is any door open", "list the open doors", "are there open doors", "+let me know which doors are open", "+what are the doors that are open", "*tell me which doors are open", "*list the doors that are open"]}
+ALL = ["what are the readings{w}", "give me all readings{w}", "list everything{w}", "what is going on{w}", "all values{w}", "how are things{w}", "show me all values{w}", "list all values{w}", "show all readings{w}", "give me everything{w}", "*list all readings{w}", "*give me all values{w}",
        "*show me everything{w}"]
 
 
@@ -245,8 +261,13 @@ def choose_target(rng, house, held, metrics):
     """A place and quantity to ask for, on the right side of the split; put there if the house has none."""
     have = [(p, m) for p, d in house.data.items() for m in d if m in metrics and (p is None or is_held_pair(p, m) == held)]
     if have:
-        return rng.choice(have)
+        place, metric = rng.choice(have)
+        if not held and place is not None and rng.random() < 0.3:
+            house.repeat(rng, place, metric)
+        return place, metric
     options = [(p, m) for p in ([None] if house.single else house.rooms) for m in metrics if p is None or is_held_pair(p, m) == held]
+    if not held:
+        options = [o for o in options if o not in house.absent]
     place, metric = rng.choice(options)
     house.put(rng, place, metric, reading(rng, place, metric, held))
     return place, metric
@@ -254,15 +275,19 @@ def choose_target(rng, house, held, metrics):
 
 def fill(rng, phrases, held, place, **words):
     usable = [p for p in phrases if place is not None and place != "outside" or "{r}" not in p] or ASK_VALUE
-    w = where(rng, place)
+    w = where(rng, place, held)
     template = pick(rng, usable, held, always=True)
-    return template.replace("{w}", w).replace("{r}", say_place(rng, place) if place else "").format(**words)
+    if not held and place and template.endswith("{w}") and rng.random() < 0.06:
+        template += rng.choice([" now", " at the moment"])
+    return template.replace("{w}", w).replace("{r}", say_place(rng, place, held) if place else "").format(**words)
 
 
 def sensor(rng, held=False):
     """(readings text, question, answer, what the answer must contain, the thought before it or None)"""
     single = rng.random() < 0.12
     how = rng.random()
+    if not held and rng.random() < 0.2:  # training has more of what is hardest to learn: the four branches below, a missing quantity above all
+        how = rng.choice([0.04, 0.10, 0.15, 0.20, 0.20])
     if how < 0.08 and not single:
         metric, best, word, phrases = rng.choice(EXTREME)
         house = House(rng, held, want=metric, places=rng.choice([2, 2, 3]))
@@ -299,6 +324,8 @@ def sensor(rng, held=False):
     if how < 0.27:  # a quantity that is not there
         metric = rng.choice(NUMERIC + list(STATES))
         place = None if single else rng.choice(list(house.data) if rng.random() < 0.5 else house.rooms)
+        if not held and rng.random() < 0.6:
+            metric = house.tempting(rng, place, METRICS) or metric
         if metric not in house.data.get(place, {}) and askable(place, metric, held):
             phrases = ASK_STATE[metric][0] if metric in STATES else ASK_VALUE + ASK_VALUE_ROOM + ASK_SPECIAL[metric]
             comfort = [c[3] for c in COMFORT if c[0] == metric]
@@ -326,7 +353,7 @@ def sensor(rng, held=False):
         words = ["warmer than", "hotter than"] if side == "above" else ["colder than", "cooler than"]
         unit = rng.choice(["", "", UNIT[metric], UNIT[metric].strip() if metric != "power" else ""])
         if metric == "temperature" and rng.random() < 0.3:
-            q = fill(rng, ["is it {c} {t}{w}", "is it {c} {t}{w}", "is the {r} {c} {t}", "*tell me if it is {c} {t}{w}", "*is it {c} {t}{w} right now"], held, place, c=rng.choice(words), t=limit + unit)
+            q = fill(rng, ["is it {c} {t}{w}", "is it {c} {t}{w}", "is the {r} {c} {t}", "check if it is {c} {t}{w}", "let me know if it is {c} {t}{w}", "*tell me if it is {c} {t}{w}", "*is it {c} {t}{w} right now"], held, place, c=rng.choice(words), t=limit + unit)
         else:
             q = fill(rng, ASK_LIMIT, held, place, m=rng.choice(SAY[metric]), c=rng.choice(COMPARE[side]), t=limit + unit)
         text, must, thought = verdict(place, metric, v, side, limit)
@@ -339,13 +366,13 @@ def sensor(rng, held=False):
 
 RULE = ["alarm if {C}", "alarm when {C}", "rule: alarm if {C}", "raise an alarm if {C}", "raise the alarm when {C}", "alarm rule: {C}", "warn me if {C}", "warn when {C}", "sound the alarm if {C}",
         "if {C}, raise an alarm", "if {C}, alarm", "alert if {C}", "alert me when {C}", "rule: {C}", "trigger an alarm if {C}", "the rule is: alarm if {C}", "there is an alarm if {C}",
-        "should there be an alarm? alarm if {C}", "check this rule: alarm if {C}", "*warn me when {C}", "*rule: raise an alarm if {C}", "*if {C}, sound the alarm", "*alert me if {C}", "*trigger the alarm when {C}",
+        "should there be an alarm? alarm if {C}", "check this rule: alarm if {C}", "rule: warn me if {C}", "when {C}, sound the alarm", "if {C}, warn me", "trigger an alarm when {C}", "the rule is: alert me if {C}", "check this rule: warn me if {C}", "*warn me when {C}", "*rule: raise an alarm if {C}", "*if {C}, sound the alarm", "*alert me if {C}", "*trigger the alarm when {C}",
         "*the rule is: warn me if {C}", "*check this rule: alert if {C}"]
 GT = ["above", "over", "more than", "higher than", "greater than"]
 LT = ["below", "under", "less than", "lower than"]
 CONDITION = ["the {r} {m} is {c} {t}", "{r} {m} is {c} {t}", "the {m} in the {r} is {c} {t}", "the {m} in the {r} gets {c} {t}", "{m} in the {r} is {c} {t}", "{r} {m} goes {c} {t}", "the {r} has a {m} {c} {t}",
-             "{r} {m} {c} {t}", "*the {r} {m} gets {c} {t}", "*the {m} in the {r} goes {c} {t}", "*{m} in the {r} {c} {t}", "*the {r} {m} goes {c} {t}"]
-CONDITION_ONE = ["the {m} is {c} {t}", "{m} is {c} {t}", "{m} {c} {t}", "the {m} gets {c} {t}", "*the {m} goes {c} {t}", "*{m} gets {c} {t}"]
+             "{r} {m} {c} {t}", "+{r} {m} gets {c} {t}", "+{m} in the {r} goes {c} {t}", "+the {r} {m} {c} {t}", "*the {r} {m} gets {c} {t}", "*the {m} in the {r} goes {c} {t}", "*{m} in the {r} {c} {t}", "*the {r} {m} goes {c} {t}"]
+CONDITION_ONE = ["the {m} is {c} {t}", "{m} is {c} {t}", "{m} {c} {t}", "the {m} gets {c} {t}", "+{m} goes {c} {t}", "+the {m} {c} {t}", "*the {m} goes {c} {t}", "*{m} gets {c} {t}"]
 
 
 def clash(op, a, b):
@@ -362,19 +389,22 @@ def subject(place, metric):
 
 def condition(rng, house, held):
     """(text, truth or None when the reading is missing, reason, thought)"""
-    if rng.random() < 0.06 and not house.single:
+    if rng.random() < (0.06 if held else 0.09) and not house.single:
         metric = rng.choice(NUMERIC)
         place = rng.choice(house.rooms)
+        if not held and rng.random() < 0.6:
+            metric = house.tempting(rng, place, NUMERIC) or metric
         if metric not in house.data.get(place, {}) and askable(place, metric, held):
+            house.absent.add((place, metric))
             op = rng.choice(["above", "below"])
             text = pick(rng, CONDITION, held)
-            r, m, c, t = say_place(rng, place), rng.choice(SAY[metric]), rng.choice(GT if op == "above" else LT), near(rng, reading(rng, place, metric, held), held)
+            r, m, c, t = say_place(rng, place, held), rng.choice(SAY[metric]), rng.choice(GT if op == "above" else LT), near(rng, reading(rng, place, metric, held), held)
             text = text.format(r=r, m=m, c=c, t=t)
             return text, None, f"no {subject(place, metric)} reading", f"{subject(place, metric)} {op} {t}: none no"
     if rng.random() < 0.25:
         place, metric = choose_target(rng, house, held, list(STATES))
         v = house.data[place][metric]
-        r = say_place(rng, place) if place else None
+        r = say_place(rng, place, held) if place else None
         if metric in ("window", "door"):
             wanted = "open" if rng.random() < 0.75 else "closed"
             thing = f"the {r} {metric}" if r and rng.random() < 0.6 else f"the {metric} in the {r}" if r else f"the {metric}"
@@ -386,7 +416,7 @@ def condition(rng, house, held):
     v = house.data[place][metric]
     t = near(rng, v, held)
     how = rng.random()
-    r, m = (say_place(rng, place) if place else None), rng.choice(SAY[metric])
+    r, m = (say_place(rng, place, held) if place else None), rng.choice(SAY[metric])
     unit = rng.choice(["", "", "", UNIT[metric], UNIT[metric].strip() if metric in ("temperature", "humidity") else ""])
     if how < 0.12:
         low, high = sorted([near(rng, v, held), near(rng, v, held)], key=float)

@@ -204,7 +204,6 @@ def train(a):
         read(model, a.start)
         model.quantize(not a.twin)
     total = a.float_steps + a.quant_steps
-    a.fall = a.quant_steps / total if a.fall is None else a.fall
     products = getattr(torch, a.products)
     if a.compile:
         torch._dynamo.config.recompile_limit = 64  # one for each kind of layer, with and without roundings
@@ -272,17 +271,17 @@ def main():
     ap.add_argument("--out", type=Path, required=True)
     ap.add_argument("--config", default="{}", help="JSON: fields of model.Config")
     ap.add_argument("--seed", type=int, default=1)
-    ap.add_argument("--float-steps", type=int, default=3000)
-    ap.add_argument("--quant-steps", type=int, default=2000)
+    ap.add_argument("--float-steps", type=int, default=6500)
+    ap.add_argument("--quant-steps", type=int, default=12500)
     ap.add_argument("--warmup", type=int, default=50)
-    ap.add_argument("--tokens", type=int, default=6000, help="per step")
+    ap.add_argument("--tokens", type=int, default=3072, help="per step")
     ap.add_argument("--lr", type=float, default=3e-3)
-    ap.add_argument("--muon-lr", type=float, default=4e-3)
+    ap.add_argument("--muon-lr", type=float, default=8e-3)
     ap.add_argument("--workers", type=int, default=0, help="processes that draw conversations")
     ap.add_argument("--threads", type=int, default=0, help="of torch, on a CPU")
     ap.add_argument("--start", type=Path, help="an exported checkpoint's folder to go on from: the second stage alone, its activation steps as they are")
     ap.add_argument("--rate", type=float, default=1.0, help="factor on both learning rates")
-    ap.add_argument("--fall", type=float, help="part of all steps, at their end, in which the rate goes down to zero (the second stage unless told)")
+    ap.add_argument("--fall", type=float, default=0.75, help="part of all steps, at their end, in which the rate goes down to zero")
     ap.add_argument("--products", choices=("bfloat16", "float32"), default="bfloat16", help="operands of products while training; evaluation is always in float32")
     ap.add_argument("--compile", action="store_true", help="compile the layers (needs a C++ compiler and a few minutes at the start of each stage)")
     ap.add_argument("--report", type=int, default=20)
