@@ -10,6 +10,9 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 /// Drawn seeds stay below this: JSON readers that know only doubles can give them back.
 const MAX_DRAWN_SEED: u64 = 1 << 53;
 
+/// Logits that are passed over together when the largest of them is too small.
+const PART: usize = 64;
+
 /// How the next token is chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
@@ -163,20 +166,26 @@ impl Sampler {
     }
 
     fn sample(&mut self, logits: &[f32]) -> u32 {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let max = largest(logits);
         if max == f32::NEG_INFINITY {
             return 0;
         }
         // Relative to the largest, so that no temperature overflows: scaled logits are at most 0.
         let scale = |logit: f32| if logit == max { 0.0 } else { (logit - max) / self.params.temperature };
-        let threshold = match self.params.top_k as usize {
-            k @ 1.. if k < logits.len() => scale(kth_largest(logits, k)),
+        let kth = match self.params.top_k as usize {
+            k @ 1.. if k < logits.len() => kth_largest(logits, k),
             _ => f32::NEG_INFINITY,
         };
+        let threshold = scale(kth);
+        // What is below this is below the threshold too, whatever the scaling rounds: most of a vocabulary is never divided.
+        let surely = kth - (kth.abs() + max.abs()) / 1e6 - 1e-36;
         self.candidates.clear();
-        let scaled = logits.iter().enumerate().map(|(id, logit)| Candidate { id: id as u32, logit: scale(*logit) });
-        // Equals of the k-th stay, as in the reference.
-        self.candidates.extend(scaled.filter(|c| c.logit >= threshold && c.logit > f32::NEG_INFINITY));
+        for (part, logits) in logits.chunks(PART).enumerate().filter(|(_, logits)| largest(logits) >= surely) {
+            let ids = (part * PART) as u32..;
+            let scaled = ids.zip(logits).map(|(id, logit)| Candidate { id, logit: scale(*logit) });
+            // Equals of the k-th stay, as in the reference.
+            self.candidates.extend(scaled.filter(|c| c.logit >= threshold && c.logit > f32::NEG_INFINITY));
+        }
         if self.params.top_p < 1.0 {
             let kept = nucleus(&mut self.candidates, f64::from(self.params.top_p));
             self.candidates.truncate(kept);
@@ -202,15 +211,31 @@ fn weight(candidate: &Candidate) -> f64 {
     f64::from(candidate.logit).exp()
 }
 
-/// The largest logit, the first among equals.
-fn greedy(logits: &[f32]) -> u32 {
+/// The largest logit, the first among equals; NaN is none. 0 when all are impossible.
+pub fn greedy(logits: &[f32]) -> u32 {
     let mut best = (0, f32::NEG_INFINITY);
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > best.1 {
-            best = (id as u32, *logit);
+    for (part, logits) in logits.chunks(PART).enumerate() {
+        let largest = largest(logits);
+        if largest > best.1 {
+            best = (part, largest);
         }
     }
-    best.0
+    if best.1 == f32::NEG_INFINITY {
+        return 0;
+    }
+    let first = best.0 * PART;
+    logits.iter().skip(first).position(|logit| *logit == best.1).map_or(0, |at| (first + at) as u32)
+}
+
+/// The largest of `logits`, `-inf` if there is none; in lanes, which become registers.
+fn largest(logits: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = logits.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, logit)| *lane = larger(*lane, *logit));
+    }
+    lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger)
 }
 
 /// The `k`-th largest of more than `k` numbers, none of them NaN: a heap of `k` sees few changes after the first ones.
@@ -222,16 +247,21 @@ fn kth_largest(logits: &[f32], k: usize) -> f32 {
     };
     let value = |key: i32| f32::from_bits((key ^ ((key >> 31) as u32 >> 1) as i32) as u32);
     let (head, tail) = logits.split_at(k);
-    let mut largest: BinaryHeap<Reverse<i32>> = head.iter().map(|logit| Reverse(key(*logit))).collect();
-    for logit in tail {
-        let key = key(*logit);
-        if let Some(mut smallest) = largest.peek_mut()
-            && key > smallest.0
-        {
-            *smallest = Reverse(key);
+    let mut heap: BinaryHeap<Reverse<i32>> = head.iter().map(|logit| Reverse(key(*logit))).collect();
+    for part in tail.chunks(PART) {
+        if heap.peek().is_some_and(|smallest| largest(part) <= value(smallest.0)) {
+            continue;
+        }
+        for logit in part {
+            let key = key(*logit);
+            if let Some(mut smallest) = heap.peek_mut()
+                && key > smallest.0
+            {
+                *smallest = Reverse(key);
+            }
         }
     }
-    largest.peek().map_or(f32::NEG_INFINITY, |smallest| value(smallest.0))
+    heap.peek().map_or(f32::NEG_INFINITY, |smallest| value(smallest.0))
 }
 
 /// Sorts the likeliest of `candidates` to the front and counts how many of them reach `top_p` together.

@@ -102,6 +102,24 @@ fn greedy_takes_the_first_of_the_largest() {
     assert_eq!(chosen, [1, 2, 0], "3/2 < 2, then 2/2 < 1.9, then 3/2 is the largest");
 }
 
+/// Most of a large vocabulary is passed over; what counts may stand anywhere in it.
+#[test]
+fn the_likeliest_are_found_in_a_large_vocabulary() {
+    let mut rng = fastrand::Rng::with_seed(5);
+    let mut logits: Vec<f32> = (0..1000).map(|_| rng.f32() * -5.0).collect();
+    for (id, logit) in [(10, 2.0), (500, 1.0), (703, 2.0), (999, 1.0)] {
+        logits[id] = logit;
+    }
+    let drawn = |params: &SamplingParams| -> std::collections::BTreeSet<u32> {
+        let draw =
+            |seed| Sampler::new(SamplingParams { seed: Some(seed), ..params.clone() }, &[]).next(&mut logits.clone());
+        (0..300).map(draw).collect()
+    };
+    assert_eq!(drawn(&SamplingParams { top_k: 3, ..OFF }), [10, 500, 703, 999].into(), "the equals of the third stay");
+    assert_eq!(drawn(&SamplingParams { top_k: 2, temperature: 5.0, ..OFF }), [10, 703].into());
+    assert_eq!(drawn(&SamplingParams { temperature: 0.0, ..OFF }), [10].into(), "the first of the largest");
+}
+
 #[test]
 fn what_an_answer_has_and_biases_move_logits() {
     let logits = [3.0, 2.0, 1.2, -1.0];

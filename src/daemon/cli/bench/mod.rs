@@ -14,6 +14,7 @@ use super::model::{RunModel, print};
 use crate::engine::checkpoint::summary::Summary;
 use crate::engine::ops::MAX_BATCH;
 use crate::engine::runner::Runner;
+use crate::engine::sampler::greedy;
 use crate::stats::{Stage, Stats};
 
 #[derive(Args)]
@@ -157,8 +158,7 @@ impl Tokens {
 fn forward(runner: &mut Runner, tokens: &[u32]) -> Result<u32, Error> {
     let logits = runner.run(tokens, &mut |_| ControlFlow::Continue(())).map_err(Error::failed)?;
     let logits = logits.ok_or_else(|| Error::failed("the run was cancelled"))?;
-    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-    Ok(best.map_or(0, |(token, _)| token as u32))
+    Ok(greedy(logits))
 }
 
 /// How long it takes to have the logits after each of `guesses` when they go through the layers together. They are forgotten
