@@ -4,8 +4,8 @@
 //! the window and the batch that is being added, so that the first token of a batch still finds its whole window when the
 //! last one has been written. Memory of full layers grows with the positions in use.
 //!
-//! int8 values stand in columns: the products of a softmax with them run along the positions, which therefore lie side by
-//! side, [`BLOCK`] at a time.
+//! Codes stand in the order in which attention multiplies them ([`Quads`]): a key is a row, and of the values, whose products run
+//! along the positions, a block of [`BLOCK`] positions has a row for every element.
 //!
 //! A cache can be cut: full layers keep all rows, and a ring still has those of the window before a position as long as no
 //! more than [`REACH`] positions behind it have been written, whatever was cut off in between.
@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use crate::engine::checkpoint::config::{Config, Kind};
 use crate::engine::ops::MAX_BATCH;
+use crate::kernels::contract::Quads;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub const REACH: usize = MAX_BATCH;
 /// Positions that attention takes together.
 pub const BLOCK: usize = 128;
 
-/// Positions by which the memory of a full layer grows.
+/// Positions by which the memory of a full layer of floats grows.
 const GROWTH: usize = 2 * BLOCK;
 
 /// Where a position stands.
@@ -118,32 +119,66 @@ impl<T: Copy + Default> Rows<T> {
     }
 }
 
-/// Values of one KV head of one layer, `[blocks][dim][BLOCK]`: a row for every element, of which a slot is a column.
+/// What a position is to the products of attention.
+#[derive(Clone, Copy, Debug)]
+enum Slots {
+    /// A row: keys, `[slots / 16][dim / 4][16][4]`.
+    Rows,
+    /// An element of every row: values, `[blocks][dim / 16][BLOCK / 4][16][4]`.
+    Columns,
+}
+
+/// Codes of one KV head of one layer, as [`Quads`]; whole blocks of positions.
 #[derive(Debug)]
-struct Columns {
+struct Blocks {
     data: Vec<i8>,
     dim: usize,
     ring: Option<usize>,
+    slots: Slots,
 }
 
-impl Columns {
-    fn put(&mut self, position: usize, column: &[i8]) {
+impl Blocks {
+    fn new(dim: usize, ring: Option<usize>, slots: Slots) -> Blocks {
+        Blocks { data: Vec::new(), dim, ring, slots }
+    }
+
+    /// Where the first of the elements `4 i..4 i + 4` of a row, or `16 i..16 i + 16` of a column, stands: the others of a row follow it,
+    /// those of a column are four bytes apart.
+    fn place(&self, slot: usize, i: usize) -> usize {
+        let (block, slot) = (slot / BLOCK * BLOCK * self.dim, slot % BLOCK);
+        block
+            + match self.slots {
+                Slots::Rows => Quads::place(self.dim, slot, 4 * i),
+                Slots::Columns => Quads::place(BLOCK, Quads::ROWS * i, slot),
+            }
+    }
+
+    fn put(&mut self, position: usize, codes: &[i8]) {
         let slot = slot(self.ring, position);
-        let block = self.dim * BLOCK;
-        let len = (slot / BLOCK + 1) * block;
+        let len = (slot / BLOCK + 1) * BLOCK * self.dim;
         if len > self.data.len() {
             self.data.reserve_exact(len - self.data.len());
             self.data.resize(len, 0);
         }
-        let values = self.data[slot / BLOCK * block..][..block].iter_mut().skip(slot % BLOCK).step_by(BLOCK);
-        values.zip(column).for_each(|(value, &code)| *value = code);
+        match self.slots {
+            Slots::Rows => codes.as_chunks::<4>().0.iter().enumerate().for_each(|(i, codes)| {
+                let place = self.place(slot, i);
+                self.data[place..][..4].copy_from_slice(codes);
+            }),
+            Slots::Columns => codes.as_chunks::<{ Quads::ROWS }>().0.iter().enumerate().for_each(|(i, codes)| {
+                let place = self.place(slot, i);
+                self.data[place..].iter_mut().step_by(4).zip(codes).for_each(|(to, &code)| *to = code);
+            }),
+        }
     }
 
-    /// The column of `position`.
-    fn column(&self, position: usize) -> impl Iterator<Item = i8> {
+    /// The codes of `position`.
+    fn get(&self, position: usize) -> impl Iterator<Item = i8> {
         let slot = slot(self.ring, position);
-        let block = &self.data[slot / BLOCK * self.dim * BLOCK..][..self.dim * BLOCK];
-        block.iter().skip(slot % BLOCK).step_by(BLOCK).copied()
+        (0..self.dim).map(move |j| match self.slots {
+            Slots::Rows => self.data[self.place(slot, j / 4) + j % 4],
+            Slots::Columns => self.data[self.place(slot, j / Quads::ROWS) + j % Quads::ROWS * 4],
+        })
     }
 
     /// As [`Rows::values`].
@@ -151,8 +186,8 @@ impl Columns {
         self.ring.map_or(positions.next_multiple_of(BLOCK) * self.dim, |_| self.data.len())
     }
 
-    fn copy(&self, positions: usize) -> Columns {
-        Columns { data: self.data[..self.values(positions)].to_vec(), ..*self }
+    fn copy(&self, positions: usize) -> Blocks {
+        Blocks { data: self.data[..self.values(positions)].to_vec(), ..*self }
     }
 }
 
@@ -160,7 +195,7 @@ impl Columns {
 #[derive(Debug)]
 enum Head {
     F32 { k: Rows<f32>, v: Rows<f32> },
-    Int8 { k: Rows<i8>, v: Columns },
+    Int8 { k: Blocks, v: Blocks },
 }
 
 /// What attention reads of one head.
@@ -209,12 +244,13 @@ impl<'a> Codes<'a> {
         }
     }
 
-    /// Keys of the slots `slots` of `block`, `[slots][dim]`.
+    /// Keys of the slots `slots` of `block`, multiples of [`Quads::ROWS`]: as [`Quads`], a row for each. Those of slots that were never
+    /// written are zero.
     pub fn keys(&self, block: usize, slots: Range<usize>) -> &'a [i8] {
         &self.k[(block * BLOCK + slots.start) * self.dim..(block * BLOCK + slots.end) * self.dim]
     }
 
-    /// Values of `block`, `[dim][BLOCK]`; those of slots that were never written are zero.
+    /// Values of `block`: as [`Quads`], a row of [`BLOCK`] slots for every element. Those of slots that were never written are zero.
     pub fn values(&self, block: usize) -> &'a [i8] {
         &self.v[block * BLOCK * self.dim..][..BLOCK * self.dim]
     }
@@ -241,7 +277,9 @@ impl KvCache {
             let dim = layer.head_dim;
             let head = |_| match kind {
                 KvKind::F32 => Head::F32 { k: Rows::new(dim, ring), v: Rows::new(dim, ring) },
-                KvKind::Int8 => Head::Int8 { k: Rows::new(dim, ring), v: Columns { data: Vec::new(), dim, ring } },
+                KvKind::Int8 => {
+                    Head::Int8 { k: Blocks::new(dim, ring, Slots::Rows), v: Blocks::new(dim, ring, Slots::Columns) }
+                }
             };
             if layer.owns_cache { (0..layer.kv_heads).map(head).collect() } else { Vec::new() }
         });
@@ -350,10 +388,9 @@ impl KvCache {
                     runs.as_flattened().iter().try_for_each(|run| out.write_all(bytemuck::cast_slice(run)))?;
                 }
                 Head::Int8 { k, v } => {
-                    let runs = k.runs(needed(k.ring, self.len)..self.len);
-                    runs.iter().try_for_each(|run| out.write_all(bytemuck::cast_slice(run)))?;
-                    let columns: Vec<i8> = (needed(v.ring, self.len)..self.len).flat_map(|p| v.column(p)).collect();
-                    out.write_all(bytemuck::cast_slice(&columns))?;
+                    let wanted = needed(k.ring, self.len)..self.len;
+                    let of = |blocks: &Blocks| wanted.clone().flat_map(|p| blocks.get(p)).collect::<Vec<i8>>();
+                    [k, v].into_iter().try_for_each(|blocks| out.write_all(bytemuck::cast_slice(&of(blocks))))?;
                 }
             }
         }
@@ -457,6 +494,8 @@ impl KvCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels;
+    use crate::kernels::contract::{Planes, plane_stride};
 
     #[test]
     fn a_ring_returns_the_latest_rows_in_order() {
@@ -500,17 +539,44 @@ mod tests {
         }
     }
 
+    /// As the products find them: what is multiplied with one position comes out alone.
     #[test]
-    fn values_stand_in_columns() {
-        let mut values = Columns { data: Vec::new(), dim: 3, ring: Some(2 * BLOCK) };
+    fn blocks_hold_keys_as_rows_and_values_as_columns() {
+        let (dim, ring) = (32, Some(2 * BLOCK));
+        // Positions that share a slot differ.
+        let code = |p: usize, j: usize| (7 * p + p / BLOCK + 3 * j) as i8;
+        let mut heads = [Slots::Rows, Slots::Columns].map(|slots| Blocks::new(dim, ring, slots));
         for p in 0..3 * BLOCK {
-            values.put(p, &[p as i8, 1, !(p as i8)]);
+            let codes: Vec<i8> = (0..dim).map(|j| code(p, j)).collect();
+            heads.iter_mut().for_each(|blocks| blocks.put(p, &codes));
         }
-        assert_eq!(values.data.len(), 2 * BLOCK * 3);
-        let codes = Codes { k: &[], v: &values.data, dim: 3, ring: values.ring };
+        let [k, v] = &heads;
+        assert_eq!([k.data.len(), v.data.len()], [2 * BLOCK * dim; 2]);
+        for p in BLOCK..3 * BLOCK {
+            assert!([k, v].into_iter().all(|blocks| blocks.get(p).eq((0..dim).map(|j| code(p, j)))), "position {p}");
+        }
+        let codes = Codes { k: &k.data, v: &v.data, dim, ring };
+        // The product with a vector that is 1 at `i` and 0 elsewhere.
+        let one = |w: &[i8], k: usize, i: usize| {
+            let mut q = vec![0; plane_stride(k, 1)];
+            q[i] = 1;
+            let mut acc = vec![0; w.len() / k];
+            kernels::select(Some("scalar")).unwrap().dots_quads(
+                Quads::new(w, k),
+                Planes::new(&q, &[1], 1, k),
+                &mut acc,
+            );
+            acc
+        };
         for (block, first) in [(0, 2 * BLOCK), (1, BLOCK)] {
-            let want = |of: &dyn Fn(i8) -> i8| (first..first + BLOCK).map(|p| of(p as i8)).collect::<Vec<_>>();
-            assert_eq!(codes.values(block), [want(&|p| p), want(&|_| 1), want(&|p| !p)].concat());
+            for j in 0..dim {
+                let want: Vec<i32> = (16..48).map(|slot| i32::from(code(first + slot, j))).collect();
+                assert_eq!(one(codes.keys(block, 16..48), dim, j), want);
+            }
+            for slot in 0..BLOCK {
+                let want: Vec<i32> = (0..dim).map(|j| i32::from(code(first + slot, j))).collect();
+                assert_eq!(one(codes.values(block), BLOCK, slot), want);
+            }
         }
     }
 }

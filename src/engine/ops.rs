@@ -44,6 +44,19 @@ pub struct Quantized {
 impl Compute {
     /// `y[t] = round_clip(W · round_clip(x[t], s_in), s_out)`; `x` is `[tokens, k]`, `y` becomes `[tokens, n]`.
     pub fn linear(&self, kind: Projection, w: &Linear, x: &[f32], y: &mut Vec<f32>, quantized: &mut Quantized) {
+        self.linear_then(kind, w, x, y, quantized, |_| ());
+    }
+
+    /// As [`Compute::linear`], and then `after` of every part of `y`, some rows of all tokens, while that is in the nearest cache.
+    pub fn linear_then(
+        &self,
+        kind: Projection,
+        w: &Linear,
+        x: &[f32],
+        y: &mut Vec<f32>,
+        quantized: &mut Quantized,
+        after: impl Fn(&mut [f32]) + Sync,
+    ) {
         let tokens = x.len() / w.k;
         self.stats.projected(kind, tokens);
         y.resize(tokens * w.n, 0.0);
@@ -54,10 +67,11 @@ impl Compute {
                 for (acc, scale) in acc.iter_mut().zip(w.scales[rows].iter().cycle()) {
                     *acc = round_clip(*acc * scale, w.output_step);
                 }
+                after(acc);
             });
         }
         let planes = self.quantize(w, x, quantized);
-        self.project(w, planes, y);
+        self.project(w, planes, y, after);
     }
 
     /// `y[t] = gelu(gate · x[t]) ⊙ (up · x[t])`, in one go over both when they round `x` in the same way; `spare` is memory for
@@ -109,16 +123,17 @@ impl Compute {
         for ((kind, w), y) in kinds.into_iter().zip(w).zip(y) {
             self.stats.projected(kind, planes.tokens());
             y.resize(planes.tokens() * w.n, 0.0);
-            self.project(w, planes, y);
+            self.project(w, planes, y, |_| ());
         }
     }
 
-    /// `y[t] = round_clip(W · x[t], s_out)` of activations that are rounded already.
-    fn project(&self, w: &Linear, planes: Planes<'_>, y: &mut [f32]) {
+    /// `y[t] = round_clip(W · x[t], s_out)` of activations that are rounded already, and then `after` of every part.
+    fn project(&self, w: &Linear, planes: Planes<'_>, y: &mut [f32], after: impl Fn(&mut [f32]) + Sync) {
         let (codes, tokens) = (w.codes(), planes.tokens());
         self.tiles(w.n, tokens, y, |rows, sums, _, acc| {
             self.kernels.dots(codes.slice(rows.clone()), planes, sums);
             self.kernels.requantize(sums, &w.scales[rows], w.input_step, w.output_step, acc);
+            after(acc);
         });
     }
 
@@ -173,18 +188,28 @@ impl Compute {
         });
     }
 
+    /// Says that the projection `w` of one token is what comes next, but for small things: its weights begin to be fetched.
+    pub fn soon(&self, w: &Linear) {
+        self.pool.soon(w.n, GRANULE, w.codes().bytes());
+    }
+
     /// Static activation rounding of `x` `[tokens, k]` for the projection `w`.
     fn quantize<'q>(&self, w: &Linear, x: &[f32], out: &'q mut Quantized) -> Planes<'q> {
         let (tokens, planes) = (x.len() / w.k, w.bits.planes());
         let stride = if tokens == 1 { plane_stride_apart } else { plane_stride };
         let len = planes * stride(w.k, planes);
         let q = aligned(&mut out.q, tokens * len);
+        out.sums.clear();
+        if tokens == 1 {
+            self.soon(w);
+            out.sums.push(self.kernels.quantize(&x[..w.k], w.input_step, planes, q));
+            return Planes::new(q, &out.sums, planes, w.k);
+        }
         let sums: Vec<AtomicI32> = (0..tokens).map(|_| AtomicI32::new(0)).collect();
         self.pool.items_into(q, len, |_, t, q| {
             let sum = self.kernels.quantize(&x[t * w.k..][..w.k], w.input_step, planes, q);
             sums[t].store(sum, Ordering::Relaxed);
         });
-        out.sums.clear();
         out.sums.extend(sums.into_iter().map(AtomicI32::into_inner));
         Planes::new(q, &out.sums, planes, w.k)
     }

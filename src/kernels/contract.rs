@@ -169,6 +169,11 @@ impl<'a> Codes<'a> {
         Codes { bytes, bits, k, layout }
     }
 
+    /// All rows, `rows() * row_bytes()`.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// Width of a code.
     pub fn bits(&self) -> Bits {
         self.bits
@@ -282,6 +287,54 @@ impl<'a, const R: usize> RowsOf<'a, R> {
     }
 }
 
+/// Int8 rows in the order in which the products of several vectors take them, `[rows / 16][k / 4][16][4]`: four elements of each of
+/// sixteen rows by turns.
+///
+/// A lane of a register is a row then, so that sums never have to be added across a register. Weights are not stored so: with one vector
+/// memory sets the time, and [`Layout::Groups`], which hold every width, are as fast.
+#[derive(Clone, Copy, Debug)]
+pub struct Quads<'a> {
+    codes: &'a [i8],
+    k: usize,
+}
+
+impl<'a> Quads<'a> {
+    /// Rows that take turns.
+    pub const ROWS: usize = 16;
+
+    /// `codes` as rows of `k`.
+    ///
+    /// # Panics
+    ///
+    /// When `k` is not a positive multiple of 16 up to [`MAX_K`], or the rows are not a multiple of [`Quads::ROWS`].
+    pub fn new(codes: &'a [i8], k: usize) -> Quads<'a> {
+        assert!(k > 0 && k.is_multiple_of(LANES) && k <= MAX_K, "row length {k}");
+        assert!(codes.len().is_multiple_of(Self::ROWS * k), "{} codes in sixteens of rows of {k}", codes.len());
+        Quads { codes, k }
+    }
+
+    /// Where element `i` of row `r` stands.
+    #[inline]
+    pub const fn place(k: usize, r: usize, i: usize) -> usize {
+        r / Self::ROWS * Self::ROWS * k + i / 4 * 4 * Self::ROWS + r % Self::ROWS * 4 + i % 4
+    }
+
+    /// All rows.
+    pub fn codes(&self) -> &'a [i8] {
+        self.codes
+    }
+
+    /// Elements of a row.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.codes.len() / self.k
+    }
+}
+
 /// Least bytes from one plane to the next for vectors of `k` elements in `planes` planes.
 pub const fn plane_stride(k: usize, planes: usize) -> usize {
     (k / planes).next_multiple_of(PLANE_ALIGN)
@@ -295,7 +348,8 @@ pub const fn plane_stride_apart(k: usize, planes: usize) -> usize {
 }
 
 /// `len` bytes of `memory`, which grows as it must, from a multiple of [`PLANE_ALIGN`] on: the loads of a vector register
-/// that cross a cache line cost twice. What stands in them is undefined.
+/// that cross a cache line cost twice. What stands in them is undefined, unless
+/// no more were asked for since they were written: then they are the same bytes, as they were left.
 pub fn aligned(memory: &mut Vec<i8>, len: usize) -> &mut [i8] {
     memory.resize(memory.len().max(len + PLANE_ALIGN - 1), 0);
     // Without an answer (which only a const evaluation gives) slower, not wrong.
@@ -412,6 +466,10 @@ pub trait Kernels: Send + Sync {
     ///
     /// `x` has as many planes as a byte of `w` has codes, and the same `k`.
     fn dots(&self, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]);
+
+    /// `acc[t * rows + r] = Σ_i w[r][i] · q[t][i]`, exactly: keys and queries, values and weights of a softmax. `x` has one plane, and
+    /// the same `k`.
+    fn dots_quads(&self, w: Quads<'_>, x: Planes<'_>, acc: &mut [i32]);
 
     /// `acc[t * rows + r] = Σ_i (code[r][i] − offset) · x[t][i]` in the order of float sums: projections whose input is
     /// not rounded. `x` is `[tokens, k]`.

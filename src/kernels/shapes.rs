@@ -3,7 +3,7 @@
 //! Every implementation calls these before it touches memory: the loads and stores of the SIMD files rely on them.
 //! A slice that does not fit is a mistake in the engine, never something that a file or a user can cause, so it panics.
 
-use super::contract::{Codes, LANES, PLANE_ALIGN, Planes, plane_stride};
+use super::contract::{Codes, LANES, PLANE_ALIGN, Planes, Quads, plane_stride};
 
 /// For `quantize`; returns the bytes from one plane to the next.
 #[track_caller]
@@ -21,6 +21,13 @@ pub(super) fn quantize(x: &[f32], planes: usize, q: &[i8]) -> usize {
 pub(super) fn dots(w: Codes<'_>, x: Planes<'_>, acc: &[i32]) {
     assert_eq!(x.k(), w.k(), "row length");
     assert_eq!(x.planes(), w.bits().planes(), "planes");
+    assert_eq!(acc.len(), w.rows() * x.tokens(), "sums");
+}
+
+/// For `dots_quads`: afterwards every token holds `w.k()` elements in its one plane.
+#[track_caller]
+pub(super) fn quads(w: Quads<'_>, x: Planes<'_>, acc: &[i32]) {
+    assert_eq!((x.k(), x.planes()), (w.k(), 1), "row length and planes");
     assert_eq!(acc.len(), w.rows() * x.tokens(), "sums");
 }
 

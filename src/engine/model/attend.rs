@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::engine::kv_cache::{BLOCK, Codes, KvCache, Stored};
-use crate::kernels::contract::{self, Bits, Kernels, Layout, Planes, Softmax, Split, Weights, plane_stride};
+use crate::kernels::contract::{Kernels, Planes, Quads, Softmax, Split, Weights, aligned, plane_stride};
 
 /// Queries that go over the keys together.
 pub(super) const QUERIES: usize = 32;
@@ -106,10 +106,11 @@ impl Layer<'_> {
         out: &mut [f32],
     ) {
         let (d, n, stride) = (self.d, tile.len(), plane_stride(self.d, 1));
-        memory.begin(n, stride);
+        memory.begin(n);
         for (i, (t, head)) in tile.queries().enumerate() {
             let place = self.place(tile, t, head);
-            let (high, low) = memory.q[2 * i * stride..][..2 * stride].split_at_mut(stride);
+            let queries = aligned(&mut memory.q, 2 * n * stride);
+            let (high, low) = queries[2 * i * stride..][..2 * stride].split_at_mut(stride);
             let Split { step, sums } = on.split(&q[place.clone()], high, low);
             memory.q_sums.extend(sums);
             memory.scales.push(step * self.k_step);
@@ -121,19 +122,17 @@ impl Layer<'_> {
             // Between the first and the last slot that any of the tokens sees.
             let seen = tile.tokens.clone().flat_map(live).filter(|slots| !slots.is_empty());
             let Some(slots) = seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else { continue };
-            let keys = contract::Codes::new(
-                bytemuck::cast_slice(codes.keys(block, slots.clone())),
-                Bits::Eight,
-                d,
-                Layout::Rows,
-            );
+            // As many as the products take together; what is not live among them weighs nothing.
+            let slots = slots.start / Quads::ROWS * Quads::ROWS..slots.end.next_multiple_of(Quads::ROWS);
+            let keys = Quads::new(codes.keys(block, slots.clone()), d);
             memory.sums.resize(2 * n * slots.len(), 0);
-            on.dots(keys, Planes::new(&memory.q, &memory.q_sums, 1, d), &mut memory.sums);
+            let queries = Planes::new(aligned(&mut memory.q, 2 * n * stride), &memory.q_sums, 1, d);
+            on.dots_quads(keys, queries, &mut memory.sums);
             memory.weigh(on, tile.queries().map(|(t, _)| live(t)), &slots);
-            let values =
-                contract::Codes::new(bytemuck::cast_slice(codes.values(block)), Bits::Eight, BLOCK, Layout::Rows);
+            let values = Quads::new(codes.values(block), BLOCK);
             memory.sums.resize(2 * n * d, 0);
-            on.dots(values, Planes::new(&memory.p, &memory.p_sums, 1, BLOCK), &mut memory.sums);
+            let weights = Planes::new(aligned(&mut memory.p, 2 * n * BLOCK), &memory.p_sums, 1, BLOCK);
+            on.dots_quads(values, weights, &mut memory.sums);
             for (i, (t, head)) in tile.queries().enumerate() {
                 let (high, low) = memory.sums[2 * i * d..][..2 * d].split_at(d);
                 let out = &mut out[self.place(tile, t, head)];
@@ -171,11 +170,9 @@ impl Layer<'_> {
 
 impl Attend {
     /// Room for `n` queries, none of which is there yet.
-    fn begin(&mut self, n: usize, stride: usize) {
-        self.q.resize(2 * n * stride, 0);
+    fn begin(&mut self, n: usize) {
         self.q_sums.clear();
         self.scales.clear();
-        self.p.resize(2 * n * BLOCK, 0);
         self.scores.resize(BLOCK, 0.0);
         self.softmax.clear();
         self.softmax.resize(n, Softmax::default());
@@ -184,11 +181,12 @@ impl Attend {
     /// `p`: the weights of `slots` of a block for every query; `live` are those that each of them sees.
     fn weigh(&mut self, on: &dyn Kernels, live: impl Iterator<Item = [Range<usize>; 2]>, slots: &Range<usize>) {
         let len = slots.len();
-        self.p.fill(0);
+        let p = aligned(&mut self.p, 2 * self.softmax.len() * BLOCK);
+        p.fill(0);
         self.p_sums.clear();
         self.weights.clear();
         for (i, live) in live.enumerate() {
-            let (high, low) = self.p[2 * i * BLOCK..][..2 * BLOCK].split_at_mut(BLOCK);
+            let (high, low) = p[2 * i * BLOCK..][..2 * BLOCK].split_at_mut(BLOCK);
             let (a, b) = self.sums[2 * i * len..][..2 * len].split_at(len);
             let live = live.map(|live| {
                 let start = live.start.clamp(slots.start, slots.end);

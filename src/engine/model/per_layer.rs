@@ -43,9 +43,11 @@ pub(super) fn branch(on: &Compute, net: &Checkpoint, act: &mut Activations, i: u
     let Some(layer) = &net.weights.layers[i].ple else { return };
     let _timer = on.stats.time(Stage::PerLayer);
     let p = layer.gate.n;
-    on.linear(Projection::PerLayerGate, &layer.gate, &act.h, &mut act.gate, &mut act.quantized);
+    // In `up`, which is seldom used: a `gate` cut this short would be filled with zeros again in the next layer.
+    let gate = &mut act.up;
+    on.linear(Projection::PerLayerGate, &layer.gate, &act.h, gate, &mut act.quantized);
     let (width, from) = (act.ple_layers.len() * p, (i - act.ple_layers.start) * p);
-    on.gelu_mul(&mut act.gate, p, |t| &act.ple[t * width + from..][..p]);
-    on.linear(Projection::PerLayerProjection, &layer.proj, &act.gate, &mut act.x, &mut act.quantized);
+    on.gelu_mul(gate, p, |t| &act.ple[t * width + from..][..p]);
+    on.linear(Projection::PerLayerProjection, &layer.proj, gate, &mut act.x, &mut act.quantized);
     on.add_rms_norm(&mut act.h, &act.x, &layer.post_norm, net.config.eps);
 }

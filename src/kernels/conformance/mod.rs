@@ -11,7 +11,7 @@ use fastrand::Rng;
 
 use super::available;
 use super::contract::{
-    Bits, Codes, Kernels, Layout, MAX_K, PLANE_ALIGN, Planes, Softmax, Split, Weights, plane_stride,
+    Bits, Codes, Kernels, Layout, MAX_K, PLANE_ALIGN, Planes, Quads, Softmax, Split, Weights, plane_stride,
 };
 use super::scalar::Scalar;
 use guard::Guarded;
@@ -73,6 +73,7 @@ fn every_set_equals_scalar() {
         sets[..sets.len() - 1].iter().map(|&set| Report { set, differences: Vec::new() }).collect();
     quantize(&mut reports);
     dots(&mut reports);
+    dots_quads(&mut reports);
     dots_bf16_and_f32(&mut reports);
     attention(&mut reports);
     fine(&mut reports);
@@ -207,10 +208,41 @@ fn dots_of(reports: &mut [Report], bits: Bits, k: usize, rows: usize, tokens: us
     }
 }
 
+/// The last 16, 32, … of the rows with the last 1, 2, … of the tokens, so that both end at their guard.
+fn dots_quads(reports: &mut [Report]) {
+    let mut rng = Rng::with_seed(6);
+    for (k, rows) in [(16, 48), (32, 64), (48, 16), (128, 80), (256, 32), (512, 16), (MAX_K, 16)] {
+        for extreme in [None, Some((-128, -128)), Some((-128, 127)), Some((127, 127))] {
+            let tokens = if k == MAX_K { 3 } else { 17 };
+            let codes: Vec<i8> = (0..rows * k).map(|_| extreme.map_or_else(|| rng.i8(..), |(code, _)| code)).collect();
+            let codes = Guarded::new(&codes);
+            let stride = plane_stride(k, 1);
+            let mut q = vec![0; tokens * stride];
+            for token in q.chunks_exact_mut(stride) {
+                token[..k].fill_with(|| extreme.map_or_else(|| rng.i8(..), |(_, q)| q));
+            }
+            let sums: Vec<i32> = q.chunks(stride).map(|q| q.iter().map(|&q| i32::from(q)).sum()).collect();
+            let q = Guarded::new(&q);
+            for n in (0..=rows).step_by(Quads::ROWS) {
+                for m in (0..=tokens).filter(|m| extreme.is_none() || *m == tokens) {
+                    let w = Quads::new(&codes[(rows - n) * k..], k);
+                    let x = Planes::new(&q[(tokens - m) * stride..], &sums[tokens - m..], 1, k);
+                    compare(reports, format_args!("dots_quads k {k} rows {n} tokens {m} of {extreme:?}"), |set| {
+                        let mut acc = vec![0x5555_5555; n * m];
+                        set.dots_quads(w, x, &mut acc);
+                        acc
+                    });
+                }
+            }
+        }
+    }
+}
+
 fn dots_bf16_and_f32(reports: &mut [Report]) {
     let mut rng = Rng::with_seed(2);
     for k in [16, 32, 48, 256, 272] {
-        let (rows, tokens) = (5, 5);
+        // More than two tiles of rows, and more than one of tokens.
+        let (rows, tokens) = (9, 8);
         let w: Vec<u16> = floats(&mut rng, rows * k).iter().map(|w| (w.to_bits() >> 16) as u16).collect();
         let (w, x) = (Guarded::new(&w), Guarded::new(&floats(&mut rng, tokens * k)));
         let codes = Guarded::new(&(0..rows * k).map(|_| rng.u8(..)).collect::<Vec<_>>());

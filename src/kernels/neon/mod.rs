@@ -1,6 +1,7 @@
 //! aarch64: `neon` (Armv8.0, Cortex-A72) and `neondot` (with the dot product instructions, Cortex-A76).
 //!
-//! Both share everything but the integer products, which are a file each: `qdot` and `qdot_sdot`.
+//! Both share everything but the integer products, which are a file each: `qdot` and `qdot_sdot`, those of
+//! the attention in `quads`.
 
 mod attention;
 mod fdot;
@@ -8,6 +9,7 @@ mod lanes;
 mod peak;
 mod qdot;
 mod qdot_sdot;
+mod quads;
 mod quantize;
 mod tiles;
 
@@ -15,7 +17,7 @@ use std::arch::is_aarch64_feature_detected;
 use std::ops::Range;
 
 use self::tiles::{Tiles, Unpacked};
-use super::contract::{Codes, Kernels, Planes, RowsOf, Softmax, Split, Weights};
+use super::contract::{Codes, Kernels, Planes, Quads, RowsOf, Softmax, Split, Weights};
 use super::gemv::{Gemv, ROWS};
 use super::{fine, math};
 
@@ -99,9 +101,9 @@ impl Tiles for NeonDot {
 
 /// One implementation of the trait for both: they differ in their [`Tiles`].
 macro_rules! kernels {
-    ($set:ty, $name:literal, $dots:path, $peak:path) => {
-        // SAFETY of all blocks: `self` exists, so `detect` saw NEON, which is all that the callees enable; `dots` and the
-        // peak of `neondot` enable the dot product too, which its `detect` saw.
+    ($set:ty, $name:literal, $dots:path, $quads:path, $peak:path) => {
+        // SAFETY of all blocks: `self` exists, so `detect` saw NEON, which is all that the callees enable; the integer
+        // products and the peak of `neondot` enable the dot product too, which its `detect` saw.
         #[allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
         impl Kernels for $set {
             fn name(&self) -> &'static str {
@@ -114,6 +116,10 @@ macro_rules! kernels {
 
             fn dots(&self, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
                 unsafe { $dots(*self, w, x, acc) }
+            }
+
+            fn dots_quads(&self, w: Quads<'_>, x: Planes<'_>, acc: &mut [i32]) {
+                unsafe { $quads(w, x, acc) }
             }
 
             fn dots_f32(&self, w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
@@ -179,5 +185,5 @@ macro_rules! kernels {
     };
 }
 
-kernels!(Neon, "neon", qdot::dots, peak::smlal);
-kernels!(NeonDot, "neondot", qdot_sdot::dots, peak::sdot);
+kernels!(Neon, "neon", qdot::dots, quads::neon, peak::smlal);
+kernels!(NeonDot, "neondot", qdot_sdot::dots, quads::neondot, peak::sdot);

@@ -8,7 +8,7 @@ mod quantize;
 
 use std::ops::Range;
 
-use super::contract::{Codes, Kernels, Planes, Softmax, Split, Weights};
+use super::contract::{Codes, Kernels, Planes, Quads, Softmax, Split, Weights};
 use super::{fine, math};
 
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
@@ -28,6 +28,10 @@ impl Kernels for Scalar {
 
     fn dots(&self, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
         qdot::dots(w, x, acc);
+    }
+
+    fn dots_quads(&self, w: Quads<'_>, x: Planes<'_>, acc: &mut [i32]) {
+        qdot::dots_quads(w, x, acc);
     }
 
     fn dots_f32(&self, w: Codes<'_>, x: &[f32], acc: &mut [f32]) {

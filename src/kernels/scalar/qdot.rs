@@ -1,6 +1,6 @@
 //! Integer dot products of packed weights and rounded activations.
 
-use crate::kernels::contract::{Bits, Codes, Planes};
+use crate::kernels::contract::{Bits, Codes, Planes, Quads};
 use crate::kernels::shapes;
 
 /// The values that the codes of row `r` stand for, in order.
@@ -31,6 +31,18 @@ pub(super) fn dots(w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]) {
     }
 }
 
+/// `acc[t * rows + r] = Σ_i w[r][i] · q[t][i]`.
+pub(super) fn dots_quads(w: Quads<'_>, x: Planes<'_>, acc: &mut [i32]) {
+    shapes::quads(w, x, acc);
+    for r in 0..w.rows() {
+        for t in 0..x.tokens() {
+            let q = &x.token(t)[..w.k()];
+            let code = |i| i32::from(w.codes()[Quads::place(w.k(), r, i)]);
+            acc[t * w.rows() + r] = q.iter().enumerate().map(|(i, &q)| code(i) * i32::from(q)).sum();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +55,22 @@ mod tests {
         assert_eq!(values(Bits::Two, &[0b11_10_01_00]), [-2, -1, 0, 1]);
         assert_eq!(values(Bits::Four, &[0xf0, 0x98]), [-8, 7, 0, 1]);
         assert_eq!(values(Bits::Eight, &[0, 1, 0x80, 0xff]), [0, 1, -128, -1]);
+    }
+
+    /// Row `r` holds `16 r + i`, written down in the order that the contract names.
+    #[test]
+    fn four_elements_of_sixteen_rows_take_turns() {
+        let codes: Vec<i8> = (0..4)
+            .flat_map(|four| (0..16).flat_map(move |r| (0..4).map(move |i| (16 * r + 4 * four + i) as i8)))
+            .collect();
+        let mut q = [0; 2 * 64];
+        (q[5], q[64 + 15]) = (1, -1);
+        let mut acc = [0; 32];
+        dots_quads(Quads::new(&codes, 16), Planes::new(&q, &[1, -1], 1, 16), &mut acc);
+        for r in 0..16 {
+            assert_eq!(acc[r], i32::from((16 * r + 5) as i8));
+            assert_eq!(acc[16 + r], -i32::from((16 * r + 15) as i8));
+        }
     }
 
     /// Rows of one repeated byte against activations 0, 1, 2, … 15 and all −1, by hand.

@@ -37,11 +37,10 @@ fn tile<const R: usize, const T: usize>(
 ) {
     let mut sums = [[splat(0.0); T]; R];
     for i in 0..n {
-        if T == 1 && i % 2 == 0 {
-            // With one token memory is the limit, and rows side by side are streams too short for the CPU to see: a cache line
-            // of each of the next rows.
-            let next = w.as_ptr().wrapping_add(R * n + i);
-            (0..R).for_each(|r| _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(r * n).cast()));
+        if T == 1 {
+            // With one token memory is the limit, and rows side by side are streams too short for the CPU to see. The next rows come
+            // one after the other in memory: fetched in that order, they are one stream.
+            _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(R * (n + i)).cast());
         }
         for r in 0..R {
             let weights = widen_bf16(&w[r * n + i]);

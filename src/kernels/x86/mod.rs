@@ -1,11 +1,13 @@
 //! x86_64: `avx2` and `avx512vnni`.
 //!
-//! Both share the float kernels and the rounding, which run in AVX2's registers: a float vector operation waits for
-//! memory more than for the width of its registers. The integer products are files of their own: `qdot` for one token and
-//! `gemm` for several, `qdot_vnni` and `gemm_vnni`.
+//! Both share the rounding and the float kernels, which run in AVX2's registers: a float vector operation waits for memory more than
+//! for the width of its registers. Products with many tokens do not, so these are files of their own: `qdot` for one token, `gemm` for several
+//! and, with BF16 weights, `fdot`; `qdot_vnni`, `gemm_vnni` and `fdot_512`.
+//! Those of the attention are in `quads`.
 
 mod attention;
 mod fdot;
+mod fdot_512;
 mod gemm;
 mod gemm_vnni;
 mod lanes;
@@ -13,11 +15,12 @@ mod nonlinear;
 mod peak;
 mod qdot;
 mod qdot_vnni;
+mod quads;
 mod quantize;
 
 use std::ops::Range;
 
-use super::contract::{Bits, Codes, Kernels, Planes, RowsOf, Softmax, Split, Weights};
+use super::contract::{Bits, Codes, Kernels, Planes, Quads, RowsOf, Softmax, Split, Weights};
 use super::gemv::Gemv;
 
 /// Proof that this CPU has AVX2 and FMA.
@@ -77,9 +80,9 @@ impl Gemv for Avx512Vnni {
 
 /// One implementation of the trait for both: they differ in their integer products.
 macro_rules! kernels {
-    ($set:ty, $name:literal, $dots:path, $peak:path) => {
-        // SAFETY of all blocks: `self` exists, so `detect` saw AVX2 and FMA, which is all that the callees enable; `dots`
-        // and the peak of `avx512vnni` enable what its own `detect` saw.
+    ($set:ty, $name:literal, $dots:path, $quads:path, $bf16:path, $peak:path) => {
+        // SAFETY of all blocks: `self` exists, so `detect` saw AVX2 and FMA, which is all that the callees enable; the
+        // products and the peak of `avx512vnni` enable what its own `detect` saw.
         #[allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
         impl Kernels for $set {
             fn name(&self) -> &'static str {
@@ -94,12 +97,16 @@ macro_rules! kernels {
                 unsafe { $dots(*self, w, x, acc) }
             }
 
+            fn dots_quads(&self, w: Quads<'_>, x: Planes<'_>, acc: &mut [i32]) {
+                unsafe { $quads(w, x, acc) }
+            }
+
             fn dots_f32(&self, w: Codes<'_>, x: &[f32], acc: &mut [f32]) {
                 super::scalar::dots_f32(w, x, acc);
             }
 
             fn dots_bf16(&self, w: &[u16], k: usize, x: &[f32], acc: &mut [f32]) {
-                unsafe { fdot::dots_bf16(w, k, x, acc) }
+                unsafe { $bf16(w, k, x, acc) }
             }
 
             fn scores_f32(&self, q: &[f32], keys: &[f32], out: &mut [f32]) {
@@ -157,5 +164,5 @@ macro_rules! kernels {
     };
 }
 
-kernels!(Avx2, "avx2", qdot::dots, peak::maddubs);
-kernels!(Avx512Vnni, "avx512vnni", qdot_vnni::dots, peak::dpbusd);
+kernels!(Avx2, "avx2", qdot::dots, quads::avx2, fdot::dots_bf16, peak::maddubs);
+kernels!(Avx512Vnni, "avx512vnni", qdot_vnni::dots, quads::avx512vnni, fdot_512::dots_bf16, peak::dpbusd);
