@@ -4,9 +4,6 @@
 //! others, and the call returns when all that took part are done. Decoding a token takes hundreds of regions of some ten
 //! microseconds, so a worker spins for a while before it parks, and so does the caller at the end of a region.
 //!
-//! Between two regions the memory, for which decoding waits, would stand still; [`Pool::soon`] gives the workers something to fetch
-//! until they are called.
-//!
 //! [`Pool::rows_into`] and [`Pool::items_into`] hand out disjoint parts of one output and are the safe way to write from
 //! several workers; [`Scratch`] is memory that belongs to a worker.
 
@@ -23,12 +20,6 @@ use std::thread::{self, JoinHandle, Thread};
 /// gap is one to park in.
 const SPINS: u32 = if cfg!(test) { 1 } else { 4_000 };
 
-/// Most bytes that a worker fetches between two regions: what arrives in five microseconds, and a small part of its cache.
-const FETCH: usize = 64 << 10;
-
-/// Bytes that are fetched at once.
-const LINE: usize = 64;
-
 /// What a worker is asked to do, and what it says to that. Only the caller writes `WORK` and `QUIT`, and takes a `WORK` back that
 /// the worker has not answered with `BUSY`.
 const IDLE: u32 = 0;
@@ -42,22 +33,12 @@ type Job = *const (dyn Fn(usize) + Sync);
 
 struct Shared {
     job: UnsafeCell<Option<Job>>,
-    /// One post per worker; worker 0 needs none, and its state stays `IDLE`.
-    posts: Box<[Post]>,
+    /// One state per worker; worker 0 has none and its entry stays `IDLE`.
+    states: Box<[AtomicU32]>,
     /// Workers that have not finished the region, nor been let off it.
     running: AtomicUsize,
     caller: Mutex<Thread>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-}
-
-/// Where the caller leaves word for one worker, which looks there all the time: on cache lines of its own.
-#[derive(Default)]
-#[repr(align(128))]
-struct Post {
-    state: AtomicU32,
-    /// Address and number of the bytes that are read soon. They are fetched, nothing else, so it does not matter if one is newer than
-    /// the other, or if the bytes are gone.
-    soon: [AtomicUsize; 2],
 }
 
 // SAFETY: `job` is the only field that is not Sync by itself. The caller writes it while `running` is 0, before the
@@ -86,7 +67,7 @@ impl Pool {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
             job: UnsafeCell::new(None),
-            posts: (0..threads).map(|_| Post::default()).collect(),
+            states: (0..threads).map(|_| AtomicU32::new(IDLE)).collect(),
             running: AtomicUsize::new(0),
             caller: Mutex::new(thread::current()),
             panic: Mutex::new(None),
@@ -141,7 +122,7 @@ impl Pool {
             _ => {}
         }
         let next = AtomicUsize::new(0);
-        let take = |start: usize| (start < units).then(|| end_of_range(start, units, shares));
+        let take = |start: usize| (start < units).then(|| start + (units - start).div_ceil(2 * shares));
         self.run_on(shares, true, &|worker| {
             // Relaxed: what the ranges are about was there before the region, and is looked at after it.
             while let Ok(start) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
@@ -149,25 +130,6 @@ impl Pool {
                 f(worker, start * granule..(end * granule).min(rows));
             }
         });
-    }
-
-    /// Says that the next region but for small ones is [`Pool::rows`] of `rows` by `granule`, and that they will read `bytes`, as many
-    /// for each. Until then, workers fetch the beginning of the range that is likely to be theirs.
-    pub fn soon(&self, rows: usize, granule: usize, bytes: &[u8]) {
-        let units = rows.div_ceil(granule.max(1));
-        let shares = units.min(self.width());
-        let mut start = 0;
-        for (worker, post) in self.shared.posts[..shares].iter().enumerate() {
-            let end = end_of_range(start, units, shares).min(units);
-            if worker > 0 {
-                // In 128 bits: a hint must not overflow, whatever it is about.
-                let at = |unit: usize| (bytes.len() as u128 * unit as u128 / units as u128) as usize;
-                let part = &bytes[at(start)..at(end)];
-                post.soon[0].store(part.as_ptr().addr(), Ordering::Relaxed);
-                post.soon[1].store(part.len().min(FETCH), Ordering::Relaxed);
-            }
-            start = end;
-        }
     }
 
     /// As [`Pool::rows`] over the columns of `out`, a `[tokens, n]` matrix: who computes the rows `r` of a projection writes
@@ -262,16 +224,16 @@ impl Pool {
         }
         *lock(&shared.caller) = thread::current();
         shared.running.store(width - 1, Ordering::Relaxed);
-        for (post, worker) in shared.posts[1..width].iter().zip(&self.workers) {
-            if post.state.swap(WORK, Ordering::Release) == PARKED {
+        for (state, worker) in shared.states[1..width].iter().zip(&self.workers) {
+            if state.swap(WORK, Ordering::Release) == PARKED {
                 worker.thread().unpark();
             }
         }
         let own = catch_unwind(AssertUnwindSafe(|| f(0)));
         if let_off {
             let late =
-                |post: &&Post| post.state.compare_exchange(WORK, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-            let late = shared.posts[1..width].iter().filter(late).count();
+                |state: &&AtomicU32| state.compare_exchange(WORK, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            let late = shared.states[1..width].iter().filter(late).count();
             shared.running.fetch_sub(late, Ordering::Relaxed);
         }
         let mut spins = 0;
@@ -287,8 +249,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        for (post, worker) in self.shared.posts[1..].iter().zip(&self.workers) {
-            post.state.store(QUIT, Ordering::Release);
+        for (state, worker) in self.shared.states[1..].iter().zip(&self.workers) {
+            state.store(QUIT, Ordering::Release);
             worker.thread().unpark();
         }
         for worker in self.workers.drain(..) {
@@ -301,30 +263,15 @@ impl Drop for Pool {
 impl Shared {
     /// The life of a worker thread.
     fn work(&self, worker: usize) {
-        let Post { state, soon } = &self.posts[worker];
-        let mut known = 0;
+        let state = &self.states[worker];
         loop {
-            let (mut spins, mut fetch) = (0, 0..0);
+            let mut spins = 0;
             loop {
                 match state.load(Ordering::Acquire) {
                     // The caller may take it back just now.
-                    WORK if state.compare_exchange(WORK, BUSY, Ordering::Acquire, Ordering::Relaxed).is_ok() => {
-                        // What was to be read soon is read now.
-                        known = soon[0].load(Ordering::Relaxed);
-                        break;
-                    }
+                    WORK if state.compare_exchange(WORK, BUSY, Ordering::Acquire, Ordering::Relaxed).is_ok() => break,
                     QUIT => return,
                     _ => {}
-                }
-                let address = soon[0].load(Ordering::Relaxed);
-                if address != known {
-                    known = address;
-                    fetch = address..address.saturating_add(soon[1].load(Ordering::Relaxed));
-                }
-                if let Some(address) = fetch.next() {
-                    prefetch(address);
-                    fetch.start = address.saturating_add(LINE);
-                    continue;
                 }
                 if spins == SPINS && !may_park(state) {
                     continue;
@@ -344,32 +291,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// Where the range ends that begins at `start`: half of an equal share of what is left.
-fn end_of_range(start: usize, units: usize, shares: usize) -> usize {
-    start + (units - start).div_ceil(2 * shares)
-}
-
-/// Has the cache line at `address` fetched to the second-level cache.
-fn prefetch(address: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing and faults nowhere; the address may be that of anything.
-        #[allow(unsafe_code)]
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(address));
-        }
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above.
-    #[allow(unsafe_code)]
-    unsafe {
-        std::arch::asm!("prfm pldl2keep, [{0}]", in(reg) address, options(readonly, nostack, preserves_flags));
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = address;
 }
 
 /// Says that a worker parks, so that the caller knows that it must unpark. Not where there was work a moment ago, even if it has been
@@ -572,29 +493,6 @@ mod tests {
                 }
                 assert_eq!(next, rows, "{rows} rows by {granule}");
             }
-        }
-    }
-
-    /// Whatever is announced, and whether or not it is what comes, changes nothing but time.
-    #[test]
-    fn what_is_announced_changes_no_result() {
-        let bytes = vec![1_u8; 100_000];
-        for threads in [1, 2, 3] {
-            let pool = Pool::new(threads).unwrap();
-            let mut sums = [0; 50];
-            for turn in 0..300 {
-                match turn % 4 {
-                    0 => pool.soon(50, 1, &bytes),
-                    1 => pool.soon(7, 16, &bytes[turn..]),
-                    2 => pool.soon(0, 0, &[]),
-                    // Gone before it is fetched.
-                    _ => pool.soon(1000, 8, &vec![0; 5000]),
-                }
-                pool.items_into(&mut sums, 1, |_, i, sum| {
-                    sum[0] += bytes[i * 2000..][..2000].iter().map(|&byte| usize::from(byte)).sum::<usize>()
-                });
-            }
-            assert_eq!(sums, [300 * 2000; 50]);
         }
     }
 

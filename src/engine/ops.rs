@@ -188,11 +188,6 @@ impl Compute {
         });
     }
 
-    /// Says that the projection `w` of one token is what comes next, but for small things: its weights begin to be fetched.
-    pub fn soon(&self, w: &Linear) {
-        self.pool.soon(w.n, GRANULE, w.codes().bytes());
-    }
-
     /// Static activation rounding of `x` `[tokens, k]` for the projection `w`.
     fn quantize<'q>(&self, w: &Linear, x: &[f32], out: &'q mut Quantized) -> Planes<'q> {
         let (tokens, planes) = (x.len() / w.k, w.bits.planes());
@@ -201,7 +196,6 @@ impl Compute {
         let q = aligned(&mut out.q, tokens * len);
         out.sums.clear();
         if tokens == 1 {
-            self.soon(w);
             out.sums.push(self.kernels.quantize(&x[..w.k], w.input_step, planes, q));
             return Planes::new(q, &out.sums, planes, w.k);
         }

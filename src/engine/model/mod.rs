@@ -13,7 +13,6 @@ mod rope;
 pub use activations::{Activations, Keep};
 
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::checkpoint::weights::Linear;
 use crate::engine::kv_cache::KvCache;
 use crate::engine::ops::Compute;
 use crate::stats::{Projection, Stage};
@@ -60,34 +59,18 @@ impl Model {
                 per_layer::inputs(on, net, act, i..net.config.layers.len());
             }
             attention::attention(on, net, act, cache, i); // x -> [T, H]
-            soon(on, act, Some(&layer.gate_proj));
             on.add_rms_norm(&mut act.h, &act.x, &layer.post_attention_norm, eps);
 
             on.rms_norm_of(&act.h, &mut act.x, &layer.pre_feedforward_norm, eps);
             mlp::mlp(on, net, act, i); // x -> [T, H]
-            soon(on, act, layer.ple.as_ref().map(|ple| &ple.gate));
             on.add_rms_norm(&mut act.h, &act.x, &layer.post_feedforward_norm, eps);
 
             per_layer::branch(on, net, act, i); // h += rmsnorm(proj(gelu(gate(h)) ⊙ ple[i]))
-            soon(on, act, Some(first_product(net, i + 1)));
             on.scale(&mut act.h, net.config.hidden, layer.layer_scalar);
         }
         cache.advance(tokens.len());
         logits(on, net, act)
     }
-}
-
-/// Has `w` fetched while norms and the like leave the memory idle, if the batch is one token: of more, multiplying sets the time.
-fn soon(on: &Compute, act: &Activations, w: Option<&Linear>) {
-    if let (Some(w), 1) = (w, act.positions.len()) {
-        on.soon(w);
-    }
-}
-
-/// What layer `i` begins with, or what comes after the last one.
-fn first_product(net: &Checkpoint, i: usize) -> &Linear {
-    let Some(layer) = net.weights.layers.get(i) else { return &net.weights.lm_head };
-    layer.kv.as_ref().map_or(&layer.q_proj, |kv| &kv.k_proj)
 }
 
 /// `h = embed[token] · √H`.
