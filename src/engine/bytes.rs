@@ -31,7 +31,25 @@ pub fn map(file: File) -> std::io::Result<Arc<Mapping>> {
     // made at start, which gives wrong numbers and touches no other memory: no length or offset that was read
     // from the mapping is used unchecked. Should one be truncated, the next touch raises SIGBUS and the service restarts.
     let map = unsafe { Mmap::map(&file) }?;
+    if page_size()? == SMALL_PAGE {
+        advise(&map, Advice::HugePage, 0..map.len());
+    }
     Ok(Arc::new(Mapping { map, file }))
+}
+
+/// The page beside which a huge one has 2 MiB, which are soon read; those of Pi OS on a Pi 5 have 16 KiB, and 32 MiB in a huge one are
+/// more than such a board has to spare in one piece.
+const SMALL_PAGE: usize = 4096;
+
+fn page_size() -> std::io::Result<usize> {
+    Ok(nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.map_or(SMALL_PAGE, |bytes| bytes as usize))
+}
+
+/// Tells the kernel what to expect. A hint: what the system makes of it changes no result.
+fn advise(map: &Mmap, advice: Advice, range: Range<usize>) {
+    if let Err(error) = map.advise_range(advice, range.start, range.len()) {
+        tracing::debug!("madvise: {error}");
+    }
 }
 
 impl Mapping {
@@ -43,7 +61,7 @@ impl Mapping {
     /// When the kernel does not tell.
     #[allow(unsafe_code)]
     pub fn cached(&self) -> std::io::Result<u64> {
-        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.unwrap_or(4096) as usize;
+        let page = page_size()?;
         let mut pages = vec![0_u8; self.map.len().div_ceil(page)];
         let start = self.map.as_ptr().cast_mut().cast();
         // SAFETY: the range is the whole mapping, which starts at a page, and `pages` has a byte for each of its pages; the
@@ -80,13 +98,11 @@ impl Bytes {
         Bytes(Repr::Mapped(map.clone(), range))
     }
 
-    /// Tells the kernel that these are read here and there, so that it reads no more than what is asked for. A hint: what the
-    /// system makes of it changes no result.
+    /// Tells the kernel that these are read here and there, so that it reads no more than what is asked for: no huge pages either.
     pub fn read_at_random(&self) {
-        if let Repr::Mapped(map, range) = &self.0
-            && let Err(error) = map.map.advise_range(Advice::Random, range.start, range.len())
-        {
-            tracing::debug!("madvise: {error}");
+        if let Repr::Mapped(map, range) = &self.0 {
+            advise(&map.map, Advice::NoHugePage, range.clone());
+            advise(&map.map, Advice::Random, range.clone());
         }
     }
 

@@ -117,7 +117,7 @@ pub(super) fn run(args: &Bench) -> Result<(), Error> {
             }
             memory = memory.or_else(probes::memory);
             let on = runner.compute();
-            let (read_bandwidth, peak) = (probes::read_bandwidth(on), probes::peak(on));
+            let (read_bandwidth, peak) = (probes::read_bandwidth(on).map_err(Error::failed)?, probes::peak(on));
             rounds.push(Round { prefill, decode, first_token, verify, read_bandwidth, peak });
         }
         bar.inc(1);

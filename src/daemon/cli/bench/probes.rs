@@ -3,6 +3,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use memmap2::{Advice, MmapMut};
+
 use crate::engine::ops::Compute;
 
 /// Bytes that one reading goes over: more than any cache of these machines.
@@ -12,18 +14,26 @@ const BUFFER: usize = 256 << 20;
 const PEAK_TIME: Duration = Duration::from_millis(40);
 
 /// Bytes a second at which all workers together read memory.
-pub(super) fn read_bandwidth(on: &Compute) -> f64 {
+///
+/// # Errors
+///
+/// When there is no memory for what is read.
+pub(super) fn read_bandwidth(on: &Compute) -> std::io::Result<f64> {
+    let mut buffer = MmapMut::map_anon(BUFFER)?;
+    // As the weights may have them. A hint: without, it is read in small pages.
+    let _ = buffer.advise(Advice::HugePage);
     // Written, so that every page is one of its own.
-    let buffer = vec![1u64; BUFFER / 8];
+    buffer.fill(1);
+    let words: &[u64] = bytemuck::cast_slice(&buffer);
     let began = Instant::now();
-    on.pool.rows(buffer.len(), 4096, |_, range| {
+    on.pool.rows(words.len(), 4096, |_, range| {
         let mut sums = [0u64; 32];
-        for words in buffer[range].chunks_exact(32) {
+        for words in words[range].chunks_exact(32) {
             sums.iter_mut().zip(words).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
         }
         black_box(sums);
     });
-    BUFFER as f64 / began.elapsed().as_secs_f64()
+    Ok(BUFFER as f64 / began.elapsed().as_secs_f64())
 }
 
 /// Integer multiply-adds a second that all workers together reach in registers.
