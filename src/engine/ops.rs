@@ -4,7 +4,7 @@ use crate::engine::checkpoint::weights::{Bf16Matrix, Linear};
 use std::ops::Range;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use crate::kernels::contract::{Kernels, Planes, aligned, plane_stride, plane_stride_apart};
+use crate::kernels::contract::{GROUP, Kernels, Planes, aligned, plane_stride, plane_stride_apart};
 use crate::kernels::math::round_clip;
 use crate::parallel::Pool;
 use crate::stats::{Projection, Stats};
@@ -14,6 +14,10 @@ pub const MAX_BATCH: usize = 128;
 
 /// Output rows that are not split over workers: what the kernels take together.
 const GRANULE: usize = 16;
+
+/// With one token, the bytes of weights from which on fewer rows than that are worth a worker's while: the less the last of them
+/// takes, the less the others wait. Some hundred nanoseconds, at 20 GB/s.
+const WORTH: usize = 8 << 10;
 
 /// Rows of the widest tile of the kernels.
 const WIDE: usize = 32;
@@ -62,7 +66,7 @@ impl Compute {
         y.resize(tokens * w.n, 0.0);
         let codes = w.codes();
         if w.input_step == 0.0 {
-            return self.tiles(w.n, tokens, y, |rows, _, _, acc| {
+            return self.tiles(w.n, self.granule(w, tokens), tokens, y, |rows, _, _, acc| {
                 self.kernels.dots_f32(codes.slice(rows.clone()), x, acc);
                 for (acc, scale) in acc.iter_mut().zip(w.scales[rows].iter().cycle()) {
                     *acc = round_clip(*acc * scale, w.output_step);
@@ -95,8 +99,9 @@ impl Compute {
         let tokens = planes.tokens();
         kinds.into_iter().for_each(|kind| self.stats.projected(kind, tokens));
         y.resize(tokens * gate.n, 0.0);
-        self.tiles(gate.n, tokens, y, |rows, sums, other, acc| {
+        self.tiles(gate.n, self.wide(gate.n, tokens), tokens, y, |rows, sums, other, acc| {
             for (w, out) in [(gate, &mut *acc), (up, &mut *other)] {
+                self.kernels.fetch(&w.scales[rows.clone()]);
                 self.kernels.dots(w.codes().slice(rows.clone()), planes, sums);
                 self.kernels.requantize(sums, &w.scales[rows.clone()], w.input_step, w.output_step, out);
             }
@@ -130,7 +135,9 @@ impl Compute {
     /// `y[t] = round_clip(W · x[t], s_out)` of activations that are rounded already, and then `after` of every part.
     fn project(&self, w: &Linear, planes: Planes<'_>, y: &mut [f32], after: impl Fn(&mut [f32]) + Sync) {
         let (codes, tokens) = (w.codes(), planes.tokens());
-        self.tiles(w.n, tokens, y, |rows, sums, _, acc| {
+        self.tiles(w.n, self.granule(w, tokens), tokens, y, |rows, sums, _, acc| {
+            // Too few at a time to be a stream to the CPU: they were a twentieth of a token's time.
+            self.kernels.fetch(&w.scales[rows.clone()]);
             self.kernels.dots(codes.slice(rows.clone()), planes, sums);
             self.kernels.requantize(sums, &w.scales[rows], w.input_step, w.output_step, acc);
             after(acc);
@@ -142,16 +149,30 @@ impl Compute {
         let (tokens, k) = (x.len() / w.k, w.k);
         y.resize(tokens * rows.len(), 0.0);
         let data = &w.data()[rows.start * k..rows.end * k];
-        self.tiles(rows.len(), tokens, y, |tile, _, _, acc| {
+        self.tiles(rows.len(), self.wide(rows.len(), tokens), tokens, y, |tile, _, _, acc| {
             self.kernels.dots_bf16(&data[tile.start * k..tile.end * k], k, x, acc);
         });
     }
 
-    /// Splits `n` output rows over the workers and, within a worker, into tiles of [`TILE`] sums. `tile` fills the last of its
+    /// Rows of `w` that stay with one worker.
+    fn granule(&self, w: &Linear, tokens: usize) -> usize {
+        match tokens {
+            1 => (WORTH / w.bits.row_bytes(w.k)).next_multiple_of(GROUP).clamp(GROUP, GRANULE),
+            _ => self.wide(w.n, tokens),
+        }
+    }
+
+    /// Rows of `n` that stay with one worker: with several tokens whole tiles of the kernels, where there are some for each worker.
+    fn wide(&self, n: usize, tokens: usize) -> usize {
+        if tokens > 1 && n >= 4 * WIDE * self.pool.width() { WIDE } else { GRANULE }
+    }
+
+    /// Splits `n` output rows over the workers, multiples of `granule` to each, and, within a worker, into tiles of [`TILE`] sums. `tile` fills the last of its
     /// arguments, `[tokens, rows]`, which lands in `y` `[tokens, n]`; the two before it are for its own use.
     fn tiles(
         &self,
         n: usize,
+        granule: usize,
         tokens: usize,
         y: &mut [f32],
         tile: impl Fn(Range<usize>, &mut [i32], &mut [f32], &mut [f32]) + Sync,
@@ -159,21 +180,20 @@ impl Compute {
         assert!((1..=MAX_BATCH).contains(&tokens), "a batch of {tokens} tokens");
         // The memory of a tile is zeroed each time: for one token, no more of it than it can use.
         match tokens {
-            1 => self.tiles_of::<MAX_ROWS>(n, tokens, y, tile),
-            _ => self.tiles_of::<TILE>(n, tokens, y, tile),
+            1 => self.tiles_of::<MAX_ROWS>(n, granule, tokens, y, tile),
+            _ => self.tiles_of::<TILE>(n, granule, tokens, y, tile),
         }
     }
 
     fn tiles_of<const SUMS: usize>(
         &self,
         n: usize,
+        granule: usize,
         tokens: usize,
         y: &mut [f32],
         tile: impl Fn(Range<usize>, &mut [i32], &mut [f32], &mut [f32]) + Sync,
     ) {
         let height = (SUMS / tokens).clamp(GRANULE, MAX_ROWS) / GRANULE * GRANULE;
-        // Whole tiles of the kernels for several tokens, where there are some for each worker.
-        let granule = if tokens > 1 && n >= 4 * WIDE * self.pool.width() { WIDE } else { GRANULE };
         self.pool.rows_into(y, n, granule, |_, rows, out| {
             let (mut sums, mut other, mut acc) = ([0i32; SUMS], [0f32; SUMS], [0f32; SUMS]);
             for start in rows.clone().step_by(height) {

@@ -508,6 +508,11 @@ pub trait Kernels: Send + Sync {
     /// `out` `[d]` is the mix so far, to be divided by `state.total` in the end.
     fn blend(&self, state: &mut Softmax, weights: Weights, sums: [&[i32]; 2], out: &mut [f32]);
 
+    /// Asks the memory for `values`, which are read soon, and does not wait for them.
+    fn fetch(&self, values: &[f32]) {
+        let _ = values;
+    }
+
     /// `out[t * rows + r] = round_clip(sums[t * rows + r] · (input_step · scales[r]), step)` with a scale for each of the rows.
     fn requantize(&self, sums: &[i32], scales: &[f32], input_step: f32, step: f32, out: &mut [f32]);
 

@@ -7,7 +7,9 @@
 
 use std::ops::Range;
 
+use super::rope::Rotation;
 use crate::engine::kv_cache::{BLOCK, Codes, KvCache, Stored};
+use crate::engine::ops::rms_norm;
 use crate::kernels::contract::{Kernels, Planes, Quads, Softmax, Split, Weights, aligned, plane_stride};
 
 /// Queries that go over the keys together.
@@ -28,11 +30,17 @@ pub(super) struct Layer<'a> {
     pub(super) reach: usize,
     pub(super) k_step: f32,
     pub(super) v_step: f32,
+    /// What the queries of a head are normalized with, and turned by.
+    pub(super) norm: &'a [f32],
+    pub(super) eps: f32,
+    pub(super) rotation: &'a Rotation,
 }
 
 /// Memory of a worker.
 #[derive(Default)]
 pub(super) struct Attend {
+    /// Queries as they meet the keys, `[items, d]`.
+    turned: Vec<f32>,
     /// Halves of the queries, `[2 · queries, plane_stride(d)]`, and their sums.
     q: Vec<i8>,
     q_sums: Vec<i32>,
@@ -50,7 +58,7 @@ pub(super) struct Attend {
 }
 
 impl Layer<'_> {
-    /// Mixes of `items`, which count the heads of the tokens one after the other. `q` and `out` are `[items, d]`.
+    /// Mixes of `items`, which count the heads of the tokens one after the other. `q`, as projected, and `out` are `[items, d]`.
     pub(super) fn attend(
         &self,
         on: &dyn Kernels,
@@ -59,6 +67,13 @@ impl Layer<'_> {
         memory: &mut Attend,
         out: &mut [f32],
     ) {
+        let mut turned = std::mem::take(&mut memory.turned);
+        turned.clear();
+        turned.extend_from_slice(q);
+        for (item, q) in items.clone().zip(turned.chunks_exact_mut(self.d)) {
+            rms_norm(on, q, self.norm, self.eps);
+            self.rotation.turn(item / self.heads, q);
+        }
         let mut item = items.start;
         while item < items.end {
             let (t, head) = (item / self.heads, item % self.heads);
@@ -71,13 +86,14 @@ impl Layer<'_> {
                 let heads = head..last.min((head / self.group + 1) * self.group);
                 let tile = Tile { first: items.start, tokens: t..t + tokens, heads: heads.clone() };
                 match self.stored(&tile) {
-                    Stored::Int8(codes) => self.integers(on, &codes, &tile, q, memory, out),
-                    Stored::F32 { .. } => self.floats(on, &tile, q, &mut memory.scores, out),
+                    Stored::Int8(codes) => self.integers(on, &codes, &tile, &turned, memory, out),
+                    Stored::F32 { .. } => self.floats(on, &tile, &turned, &mut memory.scores, out),
                 }
                 head = heads.end;
             }
             item = t * self.heads + if whole { tokens * self.heads } else { last };
         }
+        memory.turned = turned;
     }
 
     /// Where the head of token `t` stands in `q` and `out`.

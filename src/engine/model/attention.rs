@@ -48,14 +48,13 @@ pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, c
     let (layer, shape) = (&net.weights.layers[i], &net.config.layers[i]);
     let timer = on.stats.time(Stage::QueryKeyValueOutput);
     on.linear(Projection::Query, &layer.q_proj, &act.x, &mut act.q, &mut act.quantized);
-    let (mut q, rotation) = (std::mem::take(&mut act.q), act.rotation(shape.kind));
-    on.rms_norm_then(&mut q, &layer.q_norm, net.config.eps, |head, i| rotation.turn(i / net.config.heads, head));
     drop(timer);
 
     let timer = on.stats.time(Stage::Attention);
     let owner = shape.kv_source;
     let (k_step, v_step) = net.weights.layers[owner].kv.as_ref().map_or((1.0, 1.0), |kv| (kv.k_step, kv.v_step));
     let (heads, d) = (net.config.heads, shape.head_dim);
+    let mut mixes = std::mem::take(&mut act.heads);
     let heads_of = Layer {
         cache,
         owner,
@@ -66,17 +65,21 @@ pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, c
         reach: if shape.kind == Kind::Sliding { net.config.sliding_window } else { usize::MAX },
         k_step,
         v_step,
+        norm: &layer.q_norm,
+        eps: net.config.eps,
+        rotation: act.rotation(shape.kind),
     };
-    act.heads.resize(q.len(), 0.0);
+    let q = &act.q;
+    mixes.resize(q.len(), 0.0);
     // The heads of one token go to different workers, as many to each; of several tokens, whole tiles do.
     let granule = match act.positions.len() {
         1 => heads.div_ceil(on.pool.width()),
         _ => heads * (QUERIES / heads).max(1),
     };
-    on.pool.ranges_into(&mut act.heads, d, granule, |worker, items, out| {
+    on.pool.ranges_into(&mut mixes, d, granule, |worker, items, out| {
         heads_of.attend(on.kernels, items.clone(), &q[items.start * d..items.end * d], &mut act.attend.of(worker), out);
     });
-    act.q = q;
+    act.heads = mixes;
     drop(timer);
 
     let _timer = on.stats.time(Stage::QueryKeyValueOutput);

@@ -9,6 +9,19 @@ use crate::kernels::contract::LANES;
 /// Lanes 0-3, 4-7, 8-11 and 12-15.
 pub(super) type Lanes = [float32x4_t; 4];
 
+/// See [`Kernels::fetch`](crate::kernels::contract::Kernels::fetch).
+#[inline]
+pub(super) fn fetch(values: &[f32]) {
+    // A line of the cache each.
+    for line in values.chunks(16) {
+        // SAFETY: a prefetch reads nothing and faults nowhere.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) line.as_ptr(), options(readonly, nostack, preserves_flags));
+        }
+    }
+}
+
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) fn splat(x: f32) -> Lanes {

@@ -162,6 +162,10 @@ macro_rules! kernels {
                 unsafe { fdot::sum_squares(x) }
             }
 
+            fn fetch(&self, values: &[f32]) {
+                lanes::fetch(values);
+            }
+
             fn requantize(&self, sums: &[i32], scales: &[f32], input_step: f32, step: f32, out: &mut [f32]) {
                 math::requantize(sums, scales, input_step, step, out)
             }

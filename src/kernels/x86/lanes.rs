@@ -9,6 +9,16 @@ use crate::kernels::contract::LANES;
 /// Lanes 0-7 and 8-15.
 pub(super) type Lanes = [__m256; 2];
 
+/// See [`Kernels::fetch`](crate::kernels::contract::Kernels::fetch).
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn fetch(values: &[f32]) {
+    // A line of the cache each.
+    for line in values.chunks(16) {
+        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn splat(x: f32) -> Lanes {

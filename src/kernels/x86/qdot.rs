@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::gemm;
+use super::{FAR, gemm};
 use crate::kernels::contract::{Bits, CHUNK, Codes, Planes, RowsOf};
 use crate::kernels::gemv::{self, Gemv};
 
@@ -26,6 +26,7 @@ pub(super) fn dots<S: Gemv>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]
 pub(super) fn gemv<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
     let len = gemv::check::<BITS, R>(rows, token, stride);
     let (row, chunk) = rows.strides();
+    let start = rows.bytes().as_ptr();
     let mut sums = [_mm256_setzero_si256(); R];
     let mut at = 0;
     while at < len {
@@ -39,11 +40,14 @@ pub(super) fn gemv<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token
         }
         for (r, sum) in sums.iter_mut().enumerate() {
             let codes = if at / CHUNK < len / CHUNK {
+                let place = r * row + at / CHUNK * chunk + at % CHUNK;
+                if at.is_multiple_of(CHUNK) {
+                    _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(place + FAR).cast());
+                }
                 // SAFETY: half of a chunk of row `r < R` which, as compared, has it: inside, as `strides` says.
                 #[allow(unsafe_code)]
                 unsafe {
-                    let place = r * row + at / CHUNK * chunk + at % CHUNK;
-                    _mm256_loadu_si256(rows.bytes().as_ptr().add(place).cast())
+                    _mm256_loadu_si256(start.add(place).cast())
                 }
             } else {
                 load_codes(&rows.rest(r)[at % CHUNK..])

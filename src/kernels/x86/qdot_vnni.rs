@@ -8,7 +8,7 @@
 
 use std::arch::x86_64::*;
 
-use super::gemm_vnni;
+use super::{FAR, gemm_vnni};
 use crate::kernels::contract::{Bits, CHUNK, Codes, Planes, RowsOf};
 use crate::kernels::gemv::{self, Gemv, ROWS};
 use crate::kernels::shapes;
@@ -44,15 +44,17 @@ pub(super) fn dots<S: Gemv>(set: S, w: Codes<'_>, x: Planes<'_>, acc: &mut [i32]
 pub(super) fn gemv<const BITS: usize, const R: usize>(rows: RowsOf<'_, R>, token: &[i8], stride: usize) -> [i32; R] {
     let len = gemv::check::<BITS, R>(rows, token, stride);
     let (row, chunk) = rows.strides();
-    // No prefetch: groups are a single stream, which the CPU is ahead of by itself.
+    let start = rows.bytes().as_ptr();
     let mut fields = [[_mm512_setzero_si512(); 4]; R];
     let mut at = 0;
     while at + CHUNK <= len {
         let q = load_q::<BITS>(token, stride, at);
         for (r, fields) in fields.iter_mut().enumerate() {
+            let place = r * row + at / CHUNK * chunk;
+            _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(place + FAR).cast());
             // SAFETY: `at + CHUNK <= len` and `r < R`: inside, as `strides` says.
             #[allow(unsafe_code)]
-            let codes = unsafe { _mm512_loadu_si512(rows.bytes().as_ptr().add(r * row + at / CHUNK * chunk).cast()) };
+            let codes = unsafe { _mm512_loadu_si512(start.add(place).cast()) };
             *fields = step::<BITS>(*fields, codes, q);
         }
         at += CHUNK;
