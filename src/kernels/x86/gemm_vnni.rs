@@ -5,7 +5,7 @@
 //! tokens are 16 sums for two loads of codes and eight of activations: the multiplier is the limit, one `vpdpbusd` a cycle
 //! on Zen 4.
 //!
-//! The codes of a row stand side by side, [`CHUNK`](crate::kernels::contract::CHUNK) bytes at least. A block of them is transposed on the way into the first-level
+//! The codes of a row stand side by side, [`CHUNK`] bytes at least. A block of them is transposed on the way into the first-level
 //! cache, four packed bytes of each row at a time, and taken apart into planes there; all tokens pass over it then.
 //!
 //! ```text
@@ -16,7 +16,7 @@
 use std::arch::x86_64::*;
 
 use super::qdot_vnni::{BYTE_OFFSET, load_codes};
-use crate::kernels::contract::{Bits, Codes, Planes};
+use crate::kernels::contract::{Bits, CHUNK, Codes, GROUP, Planes};
 use crate::kernels::shapes;
 
 /// Rows of a panel: two registers.
@@ -91,26 +91,52 @@ impl Block {
         self.steps = bytes.div_ceil(4);
         for half in 0..rows.div_ceil(16) {
             for from in (0..bytes).step_by(64) {
-                let mut columns = [_mm512_setzero_si512(); 16];
-                for (r, column) in columns.iter_mut().enumerate().take(rows - 16 * half) {
-                    *column = load_codes(w.chunk(first + 16 * half + r, at + from));
-                }
+                let columns = sixteen(w, first + 16 * half, rows - 16 * half, at + from);
                 let columns = transposed(columns);
-                let steps = (self.steps - from / 4).min(16);
                 for p in 0..8 / BITS {
-                    let to = &mut self.codes[p * plane + from / 4 * STEP..][..steps * STEP];
-                    for (to, &column) in to.chunks_exact_mut(STEP).zip(&columns) {
+                    // All sixteen steps, even where the row ends before: a plane has room for them.
+                    let to = &mut self.codes[p * plane + from / 4 * STEP..][..16 * STEP];
+                    for (c, &column) in columns.iter().enumerate() {
                         let codes = field::<BITS>(column, p);
-                        // SAFETY: a step has two halves of 64 bytes.
+                        // SAFETY: `c < 16`, and a step has two halves of 64 bytes.
                         #[allow(unsafe_code)]
                         unsafe {
-                            _mm512_storeu_si512(to.as_mut_ptr().add(64 * half).cast(), codes);
+                            _mm512_storeu_si512(to.as_mut_ptr().add(c * STEP + 64 * half).cast(), codes);
                         }
                     }
                 }
             }
         }
     }
+}
+
+/// 64 packed bytes, from `at` on, of each of the up to sixteen rows from `first` on; zeros where there are none.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn sixteen(w: Codes<'_>, first: usize, rows: usize, at: usize) -> [__m512i; 16] {
+    let mut lines = [_mm512_setzero_si512(); 16];
+    if rows < 16 || at + CHUNK > w.row_bytes() {
+        for (r, line) in lines.iter_mut().enumerate().take(rows) {
+            *line = load_codes(w.chunk(first + r, at));
+        }
+        return lines;
+    }
+    for four in 0..4 {
+        let group = w.rows_of::<GROUP>(first + GROUP * four);
+        let (row, chunk) = group.strides();
+        let start = group.bytes().as_ptr();
+        for r in 0..GROUP {
+            let place = r * row + at / CHUNK * chunk;
+            // What comes next of the row: it is in the second-level cache.
+            _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(place + chunk).cast());
+            // SAFETY: `at + CHUNK <= row_bytes` and `r < GROUP`: inside, as `strides` says.
+            #[allow(unsafe_code)]
+            unsafe {
+                lines[GROUP * four + r] = _mm512_loadu_si512(start.add(place).cast());
+            }
+        }
+    }
+    lines
 }
 
 /// The codes of plane `p` of every byte; signed bytes become unsigned ones by flipping their sign bit.
