@@ -86,19 +86,36 @@ pub(super) fn blend(state: &mut Softmax, weights: Weights, sums: [&[i32]; 2], ou
     if weights.max == f32::NEG_INFINITY {
         return;
     }
-    let (keep, take) = if weights.max <= state.max {
-        (1.0, exp(weights.max - state.max))
-    } else if state.max == f32::NEG_INFINITY {
-        (0.0, 1.0)
-    } else {
-        (exp(state.max - weights.max), 1.0)
-    };
     let total = |[high, low]: [i32; 2]| (high as f32).mul_add(128.0, low as f32);
-    state.max = state.max.max(weights.max);
-    state.total = take.mul_add(total(weights.sums), state.total * keep);
+    let (keep, take) = meet(state, Softmax { max: weights.max, total: total(weights.sums) });
     for ((out, &high), &low) in out.iter_mut().zip(sums[0]).zip(sums[1]) {
         *out = take.mul_add((high as f32).mul_add(128.0, low as f32), *out * keep);
     }
+}
+
+/// See [`Kernels::merge`](super::contract::Kernels::merge).
+#[inline(always)]
+pub(super) fn merge(state: &mut Softmax, other: Softmax, mix: &[f32], out: &mut [f32]) {
+    if other.max == f32::NEG_INFINITY {
+        return;
+    }
+    let (keep, take) = meet(state, other);
+    out.iter_mut().zip(mix).for_each(|(out, &mix)| *out = take.mul_add(mix, *out * keep));
+}
+
+/// Adds what was weighed against another maximum to a softmax, and says what the mix so far and the other one are scaled with.
+#[inline(always)]
+fn meet(state: &mut Softmax, other: Softmax) -> (f32, f32) {
+    let (keep, take) = if other.max <= state.max {
+        (1.0, exp(other.max - state.max))
+    } else if state.max == f32::NEG_INFINITY {
+        (0.0, 1.0)
+    } else {
+        (exp(state.max - other.max), 1.0)
+    };
+    state.max = state.max.max(other.max);
+    state.total = take.mul_add(other.total, state.total * keep);
+    (keep, take)
 }
 
 /// The largest of what `of` makes of the elements. A maximum has no order to keep; sixteen of them make it vectors.

@@ -2,7 +2,7 @@
 
 use super::attend::Attend;
 use super::rope::Rotation;
-use crate::engine::checkpoint::config::{Config, Kind};
+use crate::engine::checkpoint::config::Config;
 use crate::engine::ops::Quantized;
 use crate::parallel::{Pool, Scratch};
 
@@ -35,6 +35,8 @@ pub struct Activations {
     /// Queries, and then the heads' outputs `[T, heads, d]`.
     pub(super) q: Vec<f32>,
     pub(super) heads: Vec<f32>,
+    /// What workers that share the positions of a token leave of theirs.
+    pub(super) parts: Vec<f32>,
     /// Keys and values `[T, kv_heads, d]`.
     pub(super) k: Vec<f32>,
     pub(super) v: Vec<f32>,
@@ -43,8 +45,8 @@ pub struct Activations {
     /// Hidden vectors of the MLP and of the per-layer branch `[T, I]`.
     pub(super) gate: Vec<f32>,
     pub(super) up: Vec<f32>,
-    /// Rotations of the positions, for sliding and for full layers.
-    rotations: [Rotation; 2],
+    /// Rotations of the positions, by [`Kind`](crate::engine::checkpoint::config::Kind).
+    pub(super) rotations: [Rotation; 2],
     /// What attention needs besides, per worker.
     pub(super) attend: Scratch<Attend>,
     pub(super) quantized: Quantized,
@@ -65,6 +67,7 @@ impl Activations {
             ple_layers: 0..0,
             q: Vec::new(),
             heads: Vec::new(),
+            parts: Vec::new(),
             k: Vec::new(),
             v: Vec::new(),
             codes: Vec::new(),
@@ -93,10 +96,6 @@ impl Activations {
                 rotation.set(&layer.rope, &self.positions);
             }
         }
-    }
-
-    pub(super) fn rotation(&self, kind: Kind) -> &Rotation {
-        &self.rotations[kind as usize]
     }
 
     /// Drops the tokens that need no more than their keys and values.

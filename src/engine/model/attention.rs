@@ -17,10 +17,8 @@ pub(super) fn append_kv(on: &Compute, net: &Checkpoint, act: &mut Activations, c
     let _timer = on.stats.time(Stage::QueryKeyValueOutput);
     let (kinds, weights) = ([Projection::Key, Projection::Value], [&kv.k_proj, &kv.v_proj]);
     on.linear_pair(kinds, weights, &act.x, [&mut act.k, &mut act.v], &mut act.quantized);
-    let mut k = std::mem::take(&mut act.k);
-    let rotation = act.rotation(shape.kind);
-    on.rms_norm_then(&mut k, &kv.k_norm, eps, |head, i| rotation.turn(i / shape.kv_heads, head));
-    act.k = k;
+    let rotation = &act.rotations[shape.kind as usize];
+    on.rms_norm_then(&mut act.k, &kv.k_norm, eps, |head, i| rotation.turn(i / shape.kv_heads, head));
     on.rms_norm_plain(&mut act.v, shape.head_dim, eps);
     store(on, act, cache, i, kv, shape.head_dim);
 }
@@ -54,7 +52,6 @@ pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, c
     let owner = shape.kv_source;
     let (k_step, v_step) = net.weights.layers[owner].kv.as_ref().map_or((1.0, 1.0), |kv| (kv.k_step, kv.v_step));
     let (heads, d) = (net.config.heads, shape.head_dim);
-    let mut mixes = std::mem::take(&mut act.heads);
     let heads_of = Layer {
         cache,
         owner,
@@ -67,19 +64,28 @@ pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, c
         v_step,
         norm: &layer.q_norm,
         eps: net.config.eps,
-        rotation: act.rotation(shape.kind),
+        rotation: &act.rotations[shape.kind as usize],
     };
-    let q = &act.q;
+    let (q, mixes) = (&act.q, &mut act.heads);
     mixes.resize(q.len(), 0.0);
-    // The heads of one token go to different workers, as many to each; of several tokens, whole tiles do.
-    let granule = match act.positions.len() {
-        1 => heads.div_ceil(on.pool.width()),
-        _ => heads * (QUERIES / heads).max(1),
-    };
-    on.pool.ranges_into(&mut mixes, d, granule, |worker, items, out| {
-        heads_of.attend(on.kernels, items.clone(), &q[items.start * d..items.end * d], &mut act.attend.of(worker), out);
-    });
-    act.heads = mixes;
+    let (one, width) = (act.positions.len() == 1, on.pool.width());
+    let parts = if one && width > 1 { heads_of.parts() } else { 1 };
+    if parts > 1 && shape.kv_heads * parts >= 2 * width {
+        // Every worker reads some of the keys, instead of all for some of the heads.
+        let len = heads_of.part_len();
+        act.parts.resize(shape.kv_heads * parts * len, 0.0);
+        on.pool.ranges_into(&mut act.parts, len, 1, |worker, parts, out| {
+            heads_of.attend_parts(on.kernels, parts, q, &mut act.attend.of(worker), out);
+        });
+        on.pool.items_into(mixes, d, |_, head, out| heads_of.merge(on.kernels, head, &act.parts, out));
+    } else {
+        // The heads of one token go to different workers, as many to each; of several tokens, whole tiles do.
+        let granule = if one { heads.div_ceil(width) } else { heads * (QUERIES / heads).max(1) };
+        on.pool.ranges_into(mixes, d, granule, |worker, items, out| {
+            let q = &q[items.start * d..items.end * d];
+            heads_of.attend(on.kernels, items, q, &mut act.attend.of(worker), out);
+        });
+    }
     drop(timer);
 
     let _timer = on.stats.time(Stage::QueryKeyValueOutput);

@@ -313,10 +313,16 @@ fn fine(reports: &mut [Report]) {
             });
         }
         let before = floats(&mut rng, n);
+        let mix = Guarded::new(&floats(&mut rng, n));
         for (old, new) in [(f32::NEG_INFINITY, 1.0), (1.0, f32::NEG_INFINITY), (2.0, 2.0), (-3.5, 4.25), (4.25, -3.5)] {
             compare(reports, format_args!("blend n {n} {old} {new}, then the state"), |set| {
                 let (mut state, mut out) = (Softmax { max: old, total: 77.5 }, before.clone());
                 set.blend(&mut state, Weights { max: new, sums: [1000, -3] }, [&high, &low], &mut out);
+                exact(&[out, vec![state.max, state.total]].concat())
+            });
+            compare(reports, format_args!("merge n {n} {old} {new}, then the state"), |set| {
+                let (mut state, mut out) = (Softmax { max: old, total: 77.5 }, before.clone());
+                set.merge(&mut state, Softmax { max: new, total: 3.25 }, &mix, &mut out);
                 exact(&[out, vec![state.max, state.total]].concat())
             });
         }

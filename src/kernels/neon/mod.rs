@@ -158,6 +158,10 @@ macro_rules! kernels {
                 fine::blend(state, weights, sums, out)
             }
 
+            fn merge(&self, state: &mut Softmax, other: Softmax, mix: &[f32], out: &mut [f32]) {
+                fine::merge(state, other, mix, out)
+            }
+
             fn sum_squares(&self, x: &[f32]) -> f32 {
                 unsafe { fdot::sum_squares(x) }
             }

@@ -70,6 +70,10 @@ impl Kernels for Scalar {
         fine::blend(state, weights, sums, out)
     }
 
+    fn merge(&self, state: &mut Softmax, other: Softmax, mix: &[f32], out: &mut [f32]) {
+        fine::merge(state, other, mix, out)
+    }
+
     fn sum_squares(&self, x: &[f32]) -> f32 {
         fdot::sum_squares(x)
     }

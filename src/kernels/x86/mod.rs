@@ -142,6 +142,10 @@ macro_rules! kernels {
                 unsafe { nonlinear::blend(state, weights, sums, out) }
             }
 
+            fn merge(&self, state: &mut Softmax, other: Softmax, mix: &[f32], out: &mut [f32]) {
+                unsafe { nonlinear::merge(state, other, mix, out) }
+            }
+
             fn sum_squares(&self, x: &[f32]) -> f32 {
                 unsafe { fdot::sum_squares(x) }
             }

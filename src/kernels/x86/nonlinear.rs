@@ -46,3 +46,8 @@ pub(super) fn weigh(
 pub(super) fn blend(state: &mut Softmax, weights: Weights, sums: [&[i32]; 2], out: &mut [f32]) {
     fine::blend(state, weights, sums, out);
 }
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn merge(state: &mut Softmax, other: Softmax, mix: &[f32], out: &mut [f32]) {
+    fine::merge(state, other, mix, out);
+}

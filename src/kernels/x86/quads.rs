@@ -7,6 +7,9 @@ use super::qdot_vnni::BYTE_OFFSET;
 use crate::kernels::contract::{Planes, Quads};
 use crate::kernels::shapes;
 
+/// Tokens of the widest tile in AVX-512.
+const TOKENS: usize = 8;
+
 /// Bytes of a step: four elements of sixteen rows.
 const STEP: usize = 4 * Quads::ROWS;
 
@@ -83,11 +86,11 @@ pub(super) fn avx512vnni(w: Quads<'_>, x: Planes<'_>, acc: &mut [i32]) {
                 (true, 1) => bytes::<1, 2>(codes, x, t, out, w.rows()),
                 (true, 2..4) => bytes::<2, 2>(codes, x, t, out, w.rows()),
                 (true, 4..8) => bytes::<4, 2>(codes, x, t, out, w.rows()),
-                (true, _) => bytes::<8, 2>(codes, x, t, out, w.rows()),
+                (true, _) => bytes::<TOKENS, 2>(codes, x, t, out, w.rows()),
                 (false, 1) => bytes::<1, 1>(codes, x, t, out, w.rows()),
                 (false, 2..4) => bytes::<2, 1>(codes, x, t, out, w.rows()),
                 (false, 4..8) => bytes::<4, 1>(codes, x, t, out, w.rows()),
-                (false, _) => bytes::<8, 1>(codes, x, t, out, w.rows()),
+                (false, _) => bytes::<TOKENS, 1>(codes, x, t, out, w.rows()),
             };
         }
     }
@@ -110,22 +113,28 @@ fn bytes<const T: usize, const R: usize>(
     for (i, sums) in sums.iter_mut().enumerate() {
         *sums = [_mm512_set1_epi32(-BYTE_OFFSET * x.sum(t + i)); R];
     }
+    // Pointers: with slices the bounds of every token are compared in every step.
+    let tokens = tokens.map(|token| token.as_ptr());
+    // With few tokens memory is the limit. The rows behind these are fetched while the first tokens pass, or a half each while the first
+    // and the second ones do: what waits for memory in one of two passes gains nothing from the other.
+    let fetched: [bool; R] = std::array::from_fn(|r| t == if x.tokens() > TOKENS { r * TOKENS } else { 0 });
     for step in 0..steps {
         let mut rows = [_mm512_setzero_si512(); R];
-        if t == 0 {
-            // With few tokens memory is the limit: the same place in the rows behind these.
-            for group in groups {
+        for (group, fetched) in groups.iter().zip(fetched) {
+            if fetched {
                 _mm_prefetch::<_MM_HINT_T0>(group.as_ptr().wrapping_add(R * steps + step).cast());
             }
         }
         for (rows, group) in rows.iter_mut().zip(groups) {
-            // SAFETY: the array is as long as the load.
+            // SAFETY: every group has `steps` steps, as long as the load.
             #[allow(unsafe_code)]
-            let codes = unsafe { _mm512_loadu_si512(group[step].as_ptr().cast()) };
+            let codes = unsafe { _mm512_loadu_si512(group.as_ptr().add(step).cast()) };
             *rows = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
         }
         for (sums, token) in sums.iter_mut().zip(tokens) {
-            let q = _mm512_set1_epi32(bytemuck::cast(token[step]));
+            // SAFETY: `fours` gave every token `steps` steps.
+            #[allow(unsafe_code)]
+            let q = _mm512_set1_epi32(bytemuck::cast(unsafe { *token.add(step) }));
             for (sum, &rows) in sums.iter_mut().zip(&rows) {
                 *sum = _mm512_dpbusd_epi32(*sum, rows, q);
             }
