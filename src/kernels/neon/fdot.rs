@@ -1,6 +1,6 @@
 //! Float dot products in NEON: `f32-bf16w-gemm-2x2-neon` and the sum of squares.
 
-use super::lanes::{fma, fold, load, splat, widen_bf16};
+use super::lanes::{fetch_line, fma, fold, load, splat, widen_bf16};
 use crate::kernels::contract::LANES;
 use crate::kernels::shapes;
 
@@ -35,6 +35,10 @@ fn tile<const R: usize, const T: usize>(
 ) {
     let mut sums = [[splat(0.0); T]; R];
     for i in 0..n {
+        if T == 1 {
+            // Memory is the limit: the rows behind these, a line at a time of both.
+            fetch_line(w.as_ptr().wrapping_add(R * (n + i)));
+        }
         for r in 0..R {
             let weights = widen_bf16(&w[r * n + i]);
             for t in 0..T {

@@ -12,13 +12,16 @@ pub(super) type Lanes = [float32x4_t; 4];
 /// See [`Kernels::fetch`](crate::kernels::contract::Kernels::fetch).
 #[inline]
 pub(super) fn fetch(values: &[f32]) {
-    // A line of the cache each.
-    for line in values.chunks(16) {
-        // SAFETY: a prefetch reads nothing and faults nowhere.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) line.as_ptr(), options(readonly, nostack, preserves_flags));
-        }
+    values.chunks(16).for_each(|line| fetch_line(line.as_ptr()));
+}
+
+/// Asks the memory for the line of the cache that `at` lies in.
+#[inline]
+pub(super) fn fetch_line<T>(at: *const T) {
+    // SAFETY: a prefetch reads nothing and faults nowhere; the address may be that of anything.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) at, options(readonly, nostack, preserves_flags));
     }
 }
 
