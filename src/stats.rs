@@ -24,9 +24,9 @@ const PROJECTIONS: usize = Projection::Head as usize + 1;
 /// Parts of the forward pass whose time is taken. The rest is norms, residuals and the look-up of the embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Projections of attention, with the norms, rotations and roundings between them.
+    /// Projections of attention, with their roundings, and the norms and rotations of keys and values.
     QueryKeyValueOutput,
-    /// Scores, softmax and the mix of the values.
+    /// Norms and rotations of the queries, scores, softmax and the mix of the values.
     Attention,
     /// The feed-forward branch.
     Mlp,

@@ -31,15 +31,20 @@ pub fn map(file: File) -> std::io::Result<Arc<Mapping>> {
     // made at start, which gives wrong numbers and touches no other memory: no length or offset that was read
     // from the mapping is used unchecked. Should one be truncated, the next touch raises SIGBUS and the service restarts.
     let map = unsafe { Mmap::map(&file) }?;
-    if page_size()? == SMALL_PAGE {
+    if huge_pages() {
         advise(&map, Advice::HugePage, 0..map.len());
     }
     Ok(Arc::new(Mapping { map, file }))
 }
 
-/// The page beside which a huge one has 2 MiB, which are soon read; those of Pi OS on a Pi 5 have 16 KiB, and 32 MiB in a huge one are
-/// more than such a board has to spare in one piece.
+/// With pages of 4 KiB a huge one has 2 MiB, which are soon read.
 const SMALL_PAGE: usize = 4096;
+
+/// Whether memory that is read from end to end is asked for in huge pages. Not beside pages of 16 KiB, as Pi OS has on a Pi 5: the 32 MiB
+/// of a huge one are more than such a board has to spare in one piece.
+pub fn huge_pages() -> bool {
+    page_size().is_ok_and(|bytes| bytes == SMALL_PAGE)
+}
 
 fn page_size() -> std::io::Result<usize> {
     Ok(nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.map_or(SMALL_PAGE, |bytes| bytes as usize))

@@ -12,11 +12,11 @@ use crate::stats::{Projection, Stats};
 /// Most tokens that go through the layers together.
 pub const MAX_BATCH: usize = 128;
 
-/// Output rows that are not split over workers: what the kernels take together.
+/// Output rows that are not split over workers: what the kernels take together. Of one token and rows of [`WORTH`] and more, fewer.
 const GRANULE: usize = 16;
 
-/// With one token, the bytes of weights from which on fewer rows than that are worth a worker's while: the less the last of them
-/// takes, the less the others wait. Some hundred nanoseconds, at 20 GB/s.
+/// With one token a worker takes at least so many bytes of weights at a time, in 4 to [`GRANULE`] rows: some four hundred
+/// nanoseconds. The less the last rows take, the less the other workers wait.
 const WORTH: usize = 8 << 10;
 
 /// Rows of the widest tile of the kernels.
@@ -136,7 +136,7 @@ impl Compute {
     fn project(&self, w: &Linear, planes: Planes<'_>, y: &mut [f32], after: impl Fn(&mut [f32]) + Sync) {
         let (codes, tokens) = (w.codes(), planes.tokens());
         self.tiles(w.n, self.granule(w, tokens), tokens, y, |rows, sums, _, acc| {
-            // Too few at a time to be a stream to the CPU: they were a twentieth of a token's time.
+            // The scales of a tile are too few to be a stream to the CPU: waiting for them was a twentieth of a token's time.
             self.kernels.fetch(&w.scales[rows.clone()]);
             self.kernels.dots(codes.slice(rows.clone()), planes, sums);
             self.kernels.requantize(sums, &w.scales[rows], w.input_step, w.output_step, acc);
@@ -167,8 +167,9 @@ impl Compute {
         if tokens > 1 && n >= 4 * WIDE * self.pool.width() { WIDE } else { GRANULE }
     }
 
-    /// Splits `n` output rows over the workers, multiples of `granule` to each, and, within a worker, into tiles of [`TILE`] sums. `tile` fills the last of its
-    /// arguments, `[tokens, rows]`, which lands in `y` `[tokens, n]`; the two before it are for its own use.
+    /// Splits `n` output rows over the workers, multiples of `granule` to each, and, within a worker, into tiles of at most
+    /// [`MAX_ROWS`] rows and [`TILE`] sums. `tile` fills the last of its arguments, `[tokens, rows]`, which lands in `y` `[tokens, n]`;
+    /// the two before it are for its own use.
     fn tiles(
         &self,
         n: usize,

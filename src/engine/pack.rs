@@ -33,12 +33,12 @@ const TEXTS: [&str; 4] = ["config.json", "generation_config.json", template::TEM
 /// Longest of them.
 const MAX_TEXT: usize = 4 << 20;
 
-/// Bytes that are written and hashed at a time.
+/// Bytes that are hashed and handed on at a time.
 const PIECE: usize = 1 << 20;
 
 /// Bytes that reach the file system at once, at multiples of as many: a huge page. What is written so stays in the page cache in one
-/// piece where kernel and file system can do that (ext4 since 6.16), and one entry of a page table maps it. Two virtual cores of a Zen 5
-/// read a file so written by a quarter faster than one in pages of 4 KiB.
+/// piece where kernel and file system can do that (ext4 since 6.16), and one entry of a page table maps it. On two virtual cores of a
+/// Zen 5 such a file was read by a quarter faster than one in pages of 4 KiB, and decoding gained a tenth.
 const BLOCK: usize = 2 << 20;
 
 /// Bytes after which writing waits for the disk. Without that a slow one would take them all at once, in the end, while who
@@ -169,7 +169,7 @@ impl Planned {
 }
 
 /// Packs the checkpoint in the directory `from` into the file `to`, which appears complete or not at all; the same checkpoint
-/// gives the same bytes. `progress` hears how many bytes of how many are written; the latest may not be on the disk yet. Returns
+/// gives the same bytes. `progress` hears how many bytes of how many are done; the latest may not be in the file yet. Returns
 /// the size.
 ///
 /// # Errors
@@ -216,21 +216,14 @@ pub fn pack(from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Resul
 
     output::atomically(to, |out| {
         let (mut hash, mut done, mut synced) = (Sha256::new(), 0, 0);
-        let mut block = Vec::with_capacity(BLOCK);
-        let mut write = |mut piece: &[u8]| {
+        let mut blocks = output::Blocks::new(out, BLOCK);
+        let mut write = |piece: &[u8]| {
             hash.update(piece);
+            blocks.write(piece)?;
             done += piece.len() as u64;
-            while block.len() + piece.len() >= BLOCK {
-                let (fits, rest) = piece.split_at(BLOCK - block.len());
-                block.extend_from_slice(fits);
-                out.write_all(&block)?;
-                block.clear();
-                piece = rest;
-            }
-            block.extend_from_slice(piece);
             if done - synced >= SYNC {
-                out.flush()?;
-                out.get_ref().sync_data()?;
+                blocks.out.flush()?;
+                blocks.out.get_ref().sync_data()?;
                 synced = done;
             }
             progress(done, total);
@@ -238,8 +231,8 @@ pub fn pack(from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Resul
         };
         write(&head)?;
         plan.iter().try_for_each(|tensor| tensor.pieces(&mut write))?;
-        out.write_all(&block)?;
-        out.write_all(&hash.finalize())?;
+        blocks.write(&hash.finalize())?;
+        blocks.finish()?;
         progress(total, total);
         Ok(())
     })

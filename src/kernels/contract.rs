@@ -508,7 +508,8 @@ pub trait Kernels: Send + Sync {
     /// `out` `[d]` is the mix so far, to be divided by `state.total` in the end.
     fn blend(&self, state: &mut Softmax, weights: Weights, sums: [&[i32]; 2], out: &mut [f32]);
 
-    /// Adds the mix `mix` `[d]` of other positions, which belongs to `other`, to the mix `out` `[d]`, which belongs to `state`.
+    /// Adds the mix `mix` `[d]` of other positions, which belongs to `other`, to the mix `out` `[d]`, which belongs to `state`. Positions
+    /// of which none was seen, whose maximum is −∞, change nothing.
     fn merge(&self, state: &mut Softmax, other: Softmax, mix: &[f32], out: &mut [f32]);
 
     /// Asks the memory for `values`, which are read soon, and does not wait for them.

@@ -206,4 +206,34 @@ mod tests {
             );
         }
     }
+
+    /// Three blocks one after the other, and the first and the others merged.
+    #[test]
+    fn parts_merge_to_what_their_blocks_add_up_to() {
+        let mut rng = fastrand::Rng::with_seed(2);
+        let blocks: Vec<(Weights, [Vec<i32>; 2])> = [1.0_f32, 4.0, -2.0]
+            .map(|max| {
+                let half = |rng: &mut fastrand::Rng| (0..16).map(|_| rng.i32(-1_000_000..1_000_000)).collect();
+                (Weights { max, sums: [rng.i32(1..20_000), rng.i32(-64..64)] }, [half(&mut rng), half(&mut rng)])
+            })
+            .into();
+        let add = |blocks: &[(Weights, [Vec<i32>; 2])]| {
+            let (mut state, mut out) = (Softmax::default(), vec![0.0; 16]);
+            blocks.iter().for_each(|(weights, [high, low])| blend(&mut state, *weights, [high, low], &mut out));
+            (state, out)
+        };
+        let (whole, want) = add(&blocks);
+        let (mut state, mut out) = add(&blocks[..1]);
+        for (other, mix) in [add(&[]), add(&blocks[1..])] {
+            merge(&mut state, other, &mix, &mut out);
+        }
+        assert_eq!(state.max, whole.max);
+        assert!((state.total / whole.total - 1.0).abs() < 1e-6, "{} {}", state.total, whole.total);
+        let worst = out.iter().zip(&want).map(|(a, b)| (a - b).abs() / b.abs().max(1e3)).fold(0.0, f32::max);
+        assert!(worst < 1e-5, "{worst}");
+        // Nothing yet: the other one as it stands.
+        let (mut state, mut out) = add(&[]);
+        merge(&mut state, whole, &want, &mut out);
+        assert_eq!((state, out), (whole, want));
+    }
 }

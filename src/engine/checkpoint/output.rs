@@ -35,6 +35,39 @@ fn with_mode(path: &Path, mode: u32, write: impl FnOnce(&mut BufWriter<File>) ->
     result
 }
 
+/// Writes `size` bytes at a time, each at a multiple of that, and the rest in the end.
+pub struct Blocks<W> {
+    /// Where they go; it has the whole blocks of what was written so far.
+    pub out: W,
+    block: Vec<u8>,
+    size: usize,
+}
+
+impl<W: Write> Blocks<W> {
+    /// Nothing written yet, nor to `out`.
+    pub fn new(out: W, size: usize) -> Blocks<W> {
+        Blocks { out, block: Vec::with_capacity(size), size }
+    }
+
+    /// The next bytes.
+    pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while self.block.len() + bytes.len() >= self.size {
+            let (fits, rest) = bytes.split_at(self.size - self.block.len());
+            self.block.extend_from_slice(fits);
+            self.out.write_all(&self.block)?;
+            self.block.clear();
+            bytes = rest;
+        }
+        self.block.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// The last bytes.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.out.write_all(&self.block)
+    }
+}
+
 /// What a file system says that syncs no directories, or lets nobody read this one.
 const NOT_THERE: [io::ErrorKind; 3] =
     [io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported];
@@ -78,4 +111,41 @@ pub fn header<'a>(
     header.push_str(&" ".repeat(end.next_multiple_of(align as usize) - end));
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(header.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The writes that it gets.
+    #[derive(Default)]
+    struct Writes(Vec<Vec<u8>>);
+
+    impl Write for Writes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.push(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn blocks_are_whole_but_for_the_last() {
+        for pieces in [&[][..], &[8], &[0, 7, 1, 9, 25], &[25, 3, 4], &[3, 29], &[16, 16]] {
+            let total = pieces.iter().sum::<usize>();
+            let bytes: Vec<u8> = (0..total).map(|i| i as u8).collect();
+            let mut writes = Writes::default();
+            let (mut blocks, mut at) = (Blocks::new(&mut writes, 8), 0);
+            for &len in pieces {
+                blocks.write(&bytes[at..at + len]).unwrap();
+                at += len;
+            }
+            blocks.finish().unwrap();
+            assert_eq!(writes.0.concat(), bytes, "{pieces:?}");
+            assert!(writes.0.iter().take(total / 8).all(|write| write.len() == 8), "{pieces:?}");
+        }
+    }
 }

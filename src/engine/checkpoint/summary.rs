@@ -193,7 +193,8 @@ impl Summary {
         }
     }
 
-    /// Memory for `context` positions with the int8 cache.
+    /// Memory for `context` positions with the int8 cache. What the workers leave of parts of them is not counted: 66 bytes for each
+    /// position in E2B.
     pub fn memory(&self, context: usize) -> Memory {
         let weights = self.weights_per_token + self.scales_per_token;
         let kv = context as u64 * self.kv_full_per_token

@@ -35,7 +35,7 @@ pub struct Activations {
     /// Queries, and then the heads' outputs `[T, heads, d]`.
     pub(super) q: Vec<f32>,
     pub(super) heads: Vec<f32>,
-    /// What workers that share the positions of a token leave of theirs.
+    /// What workers that share the positions of a token leave of theirs, `[kv_heads · parts, group · (d + 2)]` or longer.
     pub(super) parts: Vec<f32>,
     /// Keys and values `[T, kv_heads, d]`.
     pub(super) k: Vec<f32>,

@@ -2,8 +2,11 @@
 //!
 //! With codes, the queries of all heads that share keys, of a few tokens, go over a block of positions together: their two
 //! halves (see [`Kernels::split`]) are tokens to the integer product whose weights are the keys; the weights of the softmax, in
-//! two halves again, are tokens to the one whose weights are the values. Only the scores of one block exist at a time. A head of
-//! a token takes the same blocks in the same order whatever it is computed together with, so batches and threads change no bit.
+//! two halves again, are tokens to the one whose weights are the values. Only the scores of one block exist at a time. The softmax is
+//! streamed over the blocks of a part ([`PART`]), and parts are merged in order. A head of a token takes the same blocks in the same
+//! parts whatever it is computed together with, so batches and threads change no bit.
+//!
+//! Queries come as they were projected, and are normalized and turned here.
 
 use std::ops::Range;
 
@@ -15,7 +18,8 @@ use crate::kernels::contract::{Kernels, Planes, Quads, Softmax, Split, Weights, 
 /// Queries that go over the keys together.
 pub(super) const QUERIES: usize = 32;
 
-/// Blocks whose mixes are merged in order: all of them in any case, so that it changes no bit when the workers share them.
+/// Blocks of a part. Parts are mixed one by one and merged in order even where one worker does all of them, so that sharing them
+/// changes no bit.
 const PART: usize = 2;
 
 /// One layer's attention for the tokens of a batch.
@@ -119,11 +123,12 @@ impl Layer<'_> {
         out: &mut [f32],
     ) {
         let (count, mut split) = (self.parts(), None);
-        let turned = self.turned(on, 0..self.heads, q, memory);
+        let heads = parts.start / count * self.group..parts.end.div_ceil(count) * self.group;
+        let turned = self.turned(on, heads.clone(), &q[heads.start * self.d..heads.end * self.d], memory);
         for (part, out) in parts.zip(out.chunks_exact_mut(self.part_len())) {
             let first = part / count * self.group;
-            let tile = Tile { first: 0, tokens: 0..1, heads: first..first + self.group };
-            let Stored::Int8(codes) = self.stored(&tile) else { continue };
+            let tile = Tile { first: heads.start, tokens: 0..1, heads: first..first + self.group };
+            let Stored::Int8(codes) = self.stored(&tile) else { unreachable!("parts of floats") };
             if split != Some(first) {
                 self.split(on, &tile, &turned, memory);
                 split = Some(first);
@@ -193,8 +198,11 @@ impl Layer<'_> {
         self.part(on, codes, tile, 0, memory, out, |i| places[i]);
         let mut totals = memory.softmax.clone();
         let mut mixes = std::mem::take(&mut memory.mixes);
-        for part in 1..codes.blocks(self.positions[tile.tokens.end - 1] + 1).div_ceil(PART) {
+        let parts = codes.blocks(self.positions[tile.tokens.end - 1] + 1).div_ceil(PART);
+        if parts > 1 {
             mixes.resize(tile.len() * d, 0.0);
+        }
+        for part in 1..parts {
             self.part(on, codes, tile, part, memory, &mut mixes, |i| i * d);
             for (i, (total, mix)) in totals.iter_mut().zip(mixes.chunks_exact(d)).enumerate() {
                 on.merge(total, memory.softmax[i], mix, &mut out[places[i]..][..d]);
@@ -345,18 +353,19 @@ mod tests {
     const HEADS: usize = 4;
     const KV_HEADS: usize = 2;
     const D: usize = 16;
-    /// Some parts and a piece of one.
-    const POSITIONS: usize = 4 * PART * BLOCK + 77;
+    const WINDOW: usize = 512;
+    const FULL: usize = 0;
+    const SLIDING: usize = 1;
 
     fn config() -> Config {
         let rope = Rope { theta: 1e4, rotary: D / 2, head_dim: D };
-        let layer = LayerConfig {
-            kind: Kind::Full,
+        let layer = |kind, kv_source| LayerConfig {
+            kind,
             head_dim: D,
             kv_heads: KV_HEADS,
             rope,
             intermediate: 16,
-            kv_source: 0,
+            kv_source,
             owns_cache: true,
         };
         Config {
@@ -364,8 +373,8 @@ mod tests {
             ple_vocab_size: 16,
             hidden: 16,
             heads: HEADS,
-            layers: vec![layer],
-            sliding_window: 16,
+            layers: vec![layer(Kind::Full, FULL), layer(Kind::Sliding, SLIDING)],
+            sliding_window: WINDOW,
             ple_dim: 0,
             eps: 1e-6,
             softcap: None,
@@ -377,89 +386,142 @@ mod tests {
         }
     }
 
-    /// `softmax(q · kᵀ) · v` of `head`, in `f64`; `codes` are the keys and values `[positions, kv_heads, d]` without their steps.
-    fn exact(layer: &Layer<'_>, codes: &[Vec<i8>; 2], q: &[f32], head: usize, positions: usize) -> Vec<f64> {
-        let row = |codes: &[i8], p: usize| -> Vec<f64> {
-            let at = (p * KV_HEADS + head / layer.group) * D;
-            codes[at..at + D].iter().map(|&code| f64::from(code)).collect()
-        };
-        let score = |p| {
-            let dot: f64 = row(&codes[0], p).iter().zip(q).map(|(k, &q)| k * f64::from(q)).sum();
-            dot * f64::from(layer.k_step)
-        };
-        let scores: Vec<f64> = (0..positions).map(score).collect();
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let (mut mix, mut total) = (vec![0.0; D], 0.0);
-        for (p, score) in scores.into_iter().enumerate() {
-            let weight = (score - max).exp();
-            total += weight;
-            mix.iter_mut().zip(row(&codes[1], p)).for_each(|(mix, v)| *mix += weight * v * f64::from(layer.v_step));
-        }
-        mix.iter().map(|mix| mix / total).collect()
+    /// Codes of keys and values, `[positions, kv_heads, d]`, and a cache that has them.
+    struct Filled {
+        config: Config,
+        codes: [Vec<i8>; 2],
+        cache: KvCache,
+        positions: usize,
     }
 
-    /// A token's heads one by one, some tokens together, and the parts of a token's positions in any order: the same bits, and those of
-    /// a softmax.
-    #[test]
-    fn shares_of_heads_tokens_and_positions_come_to_the_same() {
-        let (config, mut rng) = (config(), fastrand::Rng::with_seed(3));
-        let codes: [Vec<i8>; 2] = std::array::from_fn(|_| (0..POSITIONS * KV_HEADS * D).map(|_| rng.i8(..)).collect());
-        let mut cache = KvCache::new(&config, KvKind::Int8);
-        for (i, (k, v)) in codes[0].chunks(D).zip(codes[1].chunks(D)).enumerate() {
-            cache.put_codes(0, i % KV_HEADS, i / KV_HEADS, k, v);
+    impl Filled {
+        fn new(positions: usize, rng: &mut fastrand::Rng) -> Filled {
+            let config = config();
+            let mut random = || (0..positions * KV_HEADS * D).map(|_| rng.i8(..)).collect::<Vec<_>>();
+            let codes = [random(), random()];
+            let mut cache = KvCache::new(&config, KvKind::Int8);
+            for (i, (k, v)) in codes[0].chunks(D).zip(codes[1].chunks(D)).enumerate() {
+                for layer in [FULL, SLIDING] {
+                    cache.put_codes(layer, i % KV_HEADS, i / KV_HEADS, k, v);
+                }
+            }
+            cache.advance(positions);
+            Filled { config, codes, cache, positions }
         }
-        cache.advance(POSITIONS);
-        let positions = [POSITIONS - 2, POSITIONS - 1];
-        let q: Vec<f32> = (0..2 * HEADS * D).map(|_| rng.f32() * 2.0 - 1.0).collect();
-        let norm = vec![1.5; D];
-        for on in kernels::available() {
-            let rotation = |positions: &[usize]| {
-                let mut rotation = Rotation::default();
-                rotation.set(&config.layers[0].rope, positions);
-                rotation
-            };
-            let (both, last) = (rotation(&positions), rotation(&positions[1..]));
-            let layer = |positions, rotation| Layer {
-                cache: &cache,
-                owner: 0,
+
+        fn reach(&self, owner: usize) -> usize {
+            if owner == SLIDING { WINDOW } else { usize::MAX }
+        }
+
+        fn layer<'a>(&'a self, owner: usize, positions: &'a [usize], rotation: &'a Rotation) -> Layer<'a> {
+            Layer {
+                cache: &self.cache,
+                owner,
                 group: HEADS / KV_HEADS,
                 heads: HEADS,
                 d: D,
                 positions,
-                reach: usize::MAX,
+                reach: self.reach(owner),
                 k_step: 0.01,
                 v_step: 0.02,
-                norm: &norm,
-                eps: config.eps,
+                norm: &[1.5; D],
+                eps: self.config.eps,
                 rotation,
-            };
-            let mut memory = Attend::default();
-            let mut together = vec![f32::NAN; q.len()];
-            layer(&positions, &both).attend(on, 0..2 * HEADS, &q, &mut memory, &mut together);
-
-            let (one, q) = (layer(&positions[1..], &last), &q[HEADS * D..]);
-            let mut heads = vec![f32::NAN; q.len()];
-            for (head, (q, out)) in q.chunks(D).zip(heads.chunks_mut(D)).enumerate() {
-                one.attend(on, head..head + 1, q, &mut memory, out);
-            }
-            assert!(heads == together[HEADS * D..], "{}: heads and tokens", on.name());
-
-            assert_eq!(one.parts(), 5);
-            let all = KV_HEADS * one.parts();
-            let (len, mut parts) = (one.part_len(), vec![f32::NAN; all * one.part_len()]);
-            for range in [7..all, 3..7, 0..3] {
-                one.attend_parts(on, range.clone(), q, &mut memory, &mut parts[range.start * len..range.end * len]);
-            }
-            let mut merged = vec![f32::NAN; q.len()];
-            merged.chunks_mut(D).enumerate().for_each(|(head, out)| one.merge(on, head, &parts, out));
-            assert!(merged == heads, "{}: parts", on.name());
-
-            let turned = one.turned(on, 0..HEADS, q, &mut memory);
-            for (head, (q, found)) in turned.chunks(D).zip(merged.chunks(D)).enumerate() {
-                let exact = exact(&one, &codes, q, head, POSITIONS);
-                let worst = found.iter().zip(exact).map(|(f, e)| (f64::from(*f) - e).abs()).fold(0.0, f64::max);
-                assert!(worst < 1e-3, "{} head {head}: {worst}", on.name());
             }
         }
+
+        /// `softmax(q · kᵀ) · v` of the last token's `head` in `f64`.
+        fn exact(&self, owner: usize, q: &[f32], head: usize) -> Vec<f64> {
+            let row = |codes: &[i8], p: usize| -> Vec<f64> {
+                let at = (p * KV_HEADS + head / (HEADS / KV_HEADS)) * D;
+                codes[at..at + D].iter().map(|&code| f64::from(code)).collect()
+            };
+            let score = |p| 0.01 * row(&self.codes[0], p).iter().zip(q).map(|(k, &q)| k * f64::from(q)).sum::<f64>();
+            let seen = self.positions.saturating_sub(self.reach(owner))..self.positions;
+            let max = seen.clone().map(score).fold(f64::NEG_INFINITY, f64::max);
+            let (mut mix, mut total) = (vec![0.0; D], 0.0);
+            for p in seen {
+                let weight = (score(p) - max).exp();
+                total += weight;
+                mix.iter_mut().zip(row(&self.codes[1], p)).for_each(|(mix, v)| *mix += weight * v * 0.02);
+            }
+            mix.iter().map(|mix| mix / total).collect()
+        }
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    /// A token's heads one by one, some tokens together, and the parts of a token's positions in any order: the same bits, and those of
+    /// a softmax. The last position is the first of a block, of a part, or neither; of the ring, which has five blocks, the last part is
+    /// dead in the first case.
+    #[test]
+    fn shares_of_heads_tokens_and_positions_come_to_the_same() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        let ring = 5 * BLOCK;
+        for (end, full) in [(ring + WINDOW, 5), (ring + PART * BLOCK + 1, 4), (2 * ring, 5), (2 * ring + 77, 6)] {
+            let filled = Filled::new(end, &mut rng);
+            let positions = [end - 2, end - 1];
+            let q: Vec<f32> = (0..2 * HEADS * D).map(|_| rng.f32() * 2.0 - 1.0).collect();
+            let rotation = |positions: &[usize]| {
+                let mut rotation = Rotation::default();
+                rotation.set(&filled.config.layers[0].rope, positions);
+                rotation
+            };
+            let (both, last) = (rotation(&positions), rotation(&positions[1..]));
+            for (owner, count) in [(FULL, full), (SLIDING, 3)] {
+                for on in kernels::available() {
+                    let case = format!("{}, layer {owner}, {end} positions", on.name());
+                    let mut memory = Attend::default();
+                    let mut together = vec![f32::NAN; q.len()];
+                    let layer = filled.layer(owner, &positions, &both);
+                    layer.attend(on, 0..2 * HEADS, &q, &mut memory, &mut together);
+
+                    let (one, q) = (filled.layer(owner, &positions[1..], &last), &q[HEADS * D..]);
+                    let mut heads = vec![f32::NAN; q.len()];
+                    for (head, (q, out)) in q.chunks(D).zip(heads.chunks_mut(D)).enumerate() {
+                        one.attend(on, head..head + 1, q, &mut memory, out);
+                    }
+                    assert_eq!(bits(&heads), bits(&together[HEADS * D..]), "{case}: heads and tokens");
+
+                    assert_eq!(one.parts(), count, "{case}");
+                    let (all, len) = (KV_HEADS * count, one.part_len());
+                    let mut parts = vec![f32::NAN; all * len];
+                    for range in [all - 2..all, count - 1..all - 2, 0..count - 1] {
+                        one.attend_parts(
+                            on,
+                            range.clone(),
+                            q,
+                            &mut memory,
+                            &mut parts[range.start * len..range.end * len],
+                        );
+                    }
+                    let mut merged = vec![f32::NAN; q.len()];
+                    merged.chunks_mut(D).enumerate().for_each(|(head, out)| one.merge(on, head, &parts, out));
+                    assert_eq!(bits(&merged), bits(&heads), "{case}: parts");
+
+                    let turned = one.turned(on, 0..HEADS, q, &mut memory);
+                    for (head, (q, found)) in turned.chunks(D).zip(merged.chunks(D)).enumerate() {
+                        let exact = filled.exact(owner, q, head);
+                        let worst = found.iter().zip(exact).map(|(f, e)| (f64::from(*f) - e).abs()).fold(0.0, f64::max);
+                        assert!(worst < 1e-3, "{case}, head {head}: {worst}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn floats_have_one_part() {
+        let config = config();
+        let mut cache = KvCache::new(&config, KvKind::F32);
+        let positions = 3 * PART * BLOCK;
+        for position in 0..positions {
+            (0..KV_HEADS).for_each(|head| cache.put(FULL, head, position, &[0.0; D], &[0.0; D]));
+        }
+        cache.advance(positions);
+        let filled = Filled { config, codes: Default::default(), cache, positions };
+        assert_eq!(filled.layer(FULL, &[positions - 1], &Rotation::default()).parts(), 1);
     }
 }

@@ -70,11 +70,14 @@ pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, c
     mixes.resize(q.len(), 0.0);
     let (one, width) = (act.positions.len() == 1, on.pool.width());
     let parts = if one && width > 1 { heads_of.parts() } else { 1 };
+    // With fewer than two for each worker they would wait longer for one another than reading takes.
     if parts > 1 && shape.kv_heads * parts >= 2 * width {
         // Every worker reads some of the keys, instead of all for some of the heads.
         let len = heads_of.part_len();
-        act.parts.resize(shape.kv_heads * parts * len, 0.0);
-        on.pool.ranges_into(&mut act.parts, len, 1, |worker, parts, out| {
+        let all = shape.kv_heads * parts * len;
+        // Never shorter: what comes back would be filled with zeros.
+        act.parts.resize(all.max(act.parts.len()), 0.0);
+        on.pool.ranges_into(&mut act.parts[..all], len, 1, |worker, parts, out| {
             heads_of.attend_parts(on.kernels, parts, q, &mut act.attend.of(worker), out);
         });
         on.pool.items_into(mixes, d, |_, head, out| heads_of.merge(on.kernels, head, &act.parts, out));

@@ -143,6 +143,11 @@ fn dots(reports: &mut [Report]) {
         dots_of(reports, bits, 256, 36, 17, 3);
         dots_of(reports, bits, 2064, 5, 12, 0);
         dots_of(reports, bits, 2304, 8, 3, 1);
+        // Whole panels of rows: with several blocks of codes, in groups and not, and up to the last byte that can be read.
+        dots_of(reports, bits, 1104, 32, 9, 0);
+        dots_of(reports, bits, 2304, 32, 9, 1);
+        dots_of(reports, bits, 2064, 21, 12, 0);
+        dots_of(reports, bits, 256, 16, 9, 0);
         dots_of(reports, bits, MAX_K - 16, 1, 1, 1);
         dots_of(reports, bits, MAX_K, 4, 1, 0);
     }

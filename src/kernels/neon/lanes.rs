@@ -12,7 +12,8 @@ pub(super) type Lanes = [float32x4_t; 4];
 /// See [`Kernels::fetch`](crate::kernels::contract::Kernels::fetch).
 #[inline]
 pub(super) fn fetch(values: &[f32]) {
-    values.chunks(16).for_each(|line| fetch_line(line.as_ptr()));
+    // Where they begin within a line of the cache, the last value has one more.
+    values.iter().step_by(16).chain(values.last()).for_each(|value| fetch_line(value));
 }
 
 /// Asks the memory for the line of the cache that `at` lies in.

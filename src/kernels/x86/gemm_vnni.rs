@@ -31,7 +31,7 @@ const CODES: usize = 512;
 /// Bytes of a step: four codes of every row of a panel.
 const STEP: usize = 4 * ROWS;
 
-/// Codes as bytes: `[planes][steps][ROWS][4]`, of which `steps` steps of every plane are filled.
+/// Codes as bytes: `[planes][steps][ROWS][4]`, of which `steps` steps of every plane are used.
 #[repr(align(64))]
 struct Block {
     codes: [u8; ROWS * CODES],
@@ -81,8 +81,8 @@ struct Panel<'a> {
 }
 
 impl Block {
-    /// Transposes and unpacks up to [`CODES`] codes of the `rows` rows from `first` on, from packed byte `at` on. Of rows that
-    /// are not there, and past the end of a row, stays what is multiplied with zero or not looked at.
+    /// Transposes and unpacks up to [`CODES`] codes of the `rows` rows from `first` on, from packed byte `at` on. What stands for
+    /// rows that are not there, and past the end of a row, is multiplied with zero or not looked at.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn fill<const BITS: usize>(&mut self, w: Codes<'_>, first: usize, rows: usize, at: usize) {

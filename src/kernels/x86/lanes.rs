@@ -13,9 +13,9 @@ pub(super) type Lanes = [__m256; 2];
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn fetch(values: &[f32]) {
-    // A line of the cache each.
-    for line in values.chunks(16) {
-        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+    // A line of the cache each; where they begin within one, the last value has one more.
+    for value in values.iter().step_by(16).chain(values.last()) {
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
     }
 }
 

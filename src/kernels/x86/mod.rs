@@ -23,9 +23,9 @@ use std::ops::Range;
 use super::contract::{Bits, Codes, Kernels, Planes, Quads, RowsOf, Softmax, Split, Weights};
 use super::gemv::Gemv;
 
-/// Bytes by which the weights of one token are fetched before they are read: the CPU's own prefetchers end at a page. On two virtual
-/// cores of a Zen 5, decoding with it and without by turns, 64.0, 63.4, 62.0, 62.1 and 58.3, 58.5, 56.7, 55.1 tokens/s; 8 KiB are no
-/// better.
+/// Bytes by which the weights of one token are fetched before they are read: the CPU's own prefetchers end at a page. `avx512vnni` on two
+/// virtual cores of a Zen 5, decoding with it and without by turns: 64.0, 63.4, 62.0, 62.1 and 58.3, 58.5, 56.7, 55.1 tokens/s; 8 KiB
+/// are no better.
 const FAR: usize = 4 << 10;
 
 /// Proof that this CPU has AVX2 and FMA.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapMut};
 
+use crate::engine::bytes::huge_pages;
 use crate::engine::ops::Compute;
 
 /// Bytes that one reading goes over: more than any cache of these machines.
@@ -20,8 +21,10 @@ const PEAK_TIME: Duration = Duration::from_millis(40);
 /// When there is no memory for what is read.
 pub(super) fn read_bandwidth(on: &Compute) -> std::io::Result<f64> {
     let mut buffer = MmapMut::map_anon(BUFFER)?;
-    // As the weights may have them. A hint: without, it is read in small pages.
-    let _ = buffer.advise(Advice::HugePage);
+    if huge_pages() {
+        // As the weights may have them. A hint: without, it is read in small pages.
+        let _ = buffer.advise(Advice::HugePage);
+    }
     // Written, so that every page is one of its own.
     buffer.fill(1);
     let words: &[u64] = bytemuck::cast_slice(&buffer);
