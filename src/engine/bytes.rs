@@ -103,10 +103,17 @@ impl Bytes {
         Bytes(Repr::Mapped(map.clone(), range))
     }
 
-    /// Tells the kernel that these are read here and there, so that it reads no more than what is asked for: no huge pages either.
-    pub fn read_at_random(&self) {
+    /// Tells the kernel to map these in small pages, so that little more than what is touched becomes memory of this process.
+    pub fn map_in_small_pages(&self) {
         if let Repr::Mapped(map, range) = &self.0 {
             advise(&map.map, Advice::NoHugePage, range.clone());
+        }
+    }
+
+    /// Tells the kernel that these are read here and there, so that it reads no more than what is asked for.
+    pub fn read_at_random(&self) {
+        self.map_in_small_pages();
+        if let Repr::Mapped(map, range) = &self.0 {
             advise(&map.map, Advice::Random, range.clone());
         }
     }

@@ -103,7 +103,8 @@ pub fn tokenizer(source: &Source) -> Result<Tokenizer, PackError> {
     }
     let names = source.text(TOKENIZER, usize::MAX)?.unwrap_or_default();
     let refused = |found| Problem::whole("the tables of a tokenizer", found).in_file(source.path());
-    Ok(Tokenizer::from_sections(&names, |name| source.section(name)).map_err(refused)?)
+    let section = |name: &str| source.section(name).inspect(Bytes::map_in_small_pages);
+    Ok(Tokenizer::from_sections(&names, section).map_err(refused)?)
 }
 
 /// The chat template of `source`.
