@@ -193,7 +193,7 @@ impl Summary {
         }
     }
 
-    /// Memory for `context` positions with the int8 cache. What the workers leave of parts of them is not counted: 66 bytes for each
+    /// Memory for `context` positions with the int8 cache. What the workers leave of parts of them is not counted: 64 bytes for each
     /// position in E2B.
     pub fn memory(&self, context: usize) -> Memory {
         let weights = self.weights_per_token + self.scales_per_token;
