@@ -145,14 +145,37 @@ impl Pool {
         granule: usize,
         f: impl Fn(usize, Range<usize>, &mut RowsOut<'_, T>) + Sync,
     ) {
-        if out.is_empty() {
-            return;
-        }
-        assert!(n > 0 && out.len().is_multiple_of(n), "{} values in rows of {n}", out.len());
-        let tokens = out.len() / n;
-        let whole = Disjoint::new(out);
-        self.rows(n, granule, |worker, rows| {
-            f(worker, rows.clone(), &mut RowsOut { whole: &whole, n, tokens, rows });
+        self.rows_into_each([(out, n)], granule, |worker, _, rows, out| f(worker, rows, out));
+    }
+
+    /// As [`Pool::rows_into`] over the columns of several matrices `(out, n)` in one region: `f(worker, number, rows, out)`, where
+    /// `number` says of which of them the rows are.
+    ///
+    /// # Panics
+    ///
+    /// When one of them is not a whole number of rows of its `n`.
+    pub fn rows_into_each<T: Send, const N: usize>(
+        &self,
+        outs: [(&mut [T], usize); N],
+        granule: usize,
+        f: impl Fn(usize, usize, Range<usize>, &mut RowsOut<'_, T>) + Sync,
+    ) {
+        let granule = granule.max(1);
+        let mut units = 0;
+        let outs = outs.map(|(out, n)| {
+            assert!(out.is_empty() || n > 0 && out.len().is_multiple_of(n), "{} values in rows of {n}", out.len());
+            let (first, tokens) = (units, out.len().checked_div(n).unwrap_or(0));
+            units += if tokens == 0 { 0 } else { n.div_ceil(granule) };
+            (Disjoint::new(out), n, tokens, first..units)
+        });
+        self.rows(units, 1, |worker, range| {
+            for (number, (whole, n, tokens, units)) in outs.iter().enumerate() {
+                let (start, end) = (range.start.max(units.start), range.end.min(units.end));
+                if start < end {
+                    let rows = (start - units.start) * granule..((end - units.start) * granule).min(*n);
+                    f(worker, number, rows.clone(), &mut RowsOut { whole, n: *n, tokens: *tokens, rows });
+                }
+            }
         });
     }
 
@@ -511,6 +534,33 @@ mod tests {
         });
         let (caller, slow) = (rows_of(0), rows_of(1));
         assert!(caller + slow == 64 && (1..=16).contains(&slow), "{caller} and {slow}");
+    }
+
+    /// Every value of three matrices is written once, by rows that begin at multiples of four, wherever a range goes from one matrix over
+    /// to the next.
+    #[test]
+    fn rows_of_several_outputs_are_handed_out_once() {
+        const TOKENS: usize = 3;
+        let widths = [33, 4, 18];
+        for threads in [1, 2, 5] {
+            let pool = Pool::new(threads).unwrap();
+            let mut outs = widths.map(|n| vec![0u32; TOKENS * n]);
+            let mut n = widths.iter().copied();
+            let each = outs.each_mut().map(|out| (out.as_mut_slice(), n.next().unwrap()));
+            pool.rows_into_each(each, 4, |_, number, rows, out| {
+                assert!(rows.start.is_multiple_of(4) && out.tokens() == TOKENS);
+                assert!(rows.end.is_multiple_of(4) || rows.end == widths[number], "{rows:?} of {number}");
+                for t in 0..TOKENS {
+                    out.row(t).iter_mut().zip(rows.clone()).for_each(|(x, row)| *x += (100 * number + row) as u32 + 1);
+                }
+            });
+            for (number, (out, n)) in outs.iter().zip(widths).enumerate() {
+                let want = (0..TOKENS * n).map(|i| (100 * number + i % n) as u32 + 1);
+                assert!(out.iter().copied().eq(want), "output {number}, {threads} threads");
+            }
+            let [a, b, _] = &mut outs;
+            pool.rows_into_each([(&mut a[..0], 0), (&mut b[..0], 7)], 4, |_, _, _, _| panic!("there is no row"));
+        }
     }
 
     #[test]

@@ -75,7 +75,10 @@ impl Compute {
             });
         }
         let planes = self.quantize(w, x, quantized);
-        self.project(w, planes, y, after);
+        self.tiles(w.n, self.granule(w, tokens), tokens, y, |rows, sums, _, acc| {
+            project(self.kernels, w, planes, rows, sums, acc);
+            after(acc);
+        });
     }
 
     /// `y[t] = gelu(gate · x[t]) ⊙ (up · x[t])`, in one go over both when they round `x` in the same way; `spare` is memory for
@@ -89,7 +92,7 @@ impl Compute {
         quantized: &mut Quantized,
     ) {
         let kinds = [Projection::Gate, Projection::Up];
-        if !rounds_alike(gate, up) {
+        if gate.n != up.n || !rounds_alike(gate, up) {
             self.linear(kinds[0], gate, x, y, quantized);
             self.linear(kinds[1], up, x, spare, quantized);
             let n = gate.n;
@@ -101,46 +104,38 @@ impl Compute {
         y.resize(tokens * gate.n, 0.0);
         self.tiles(gate.n, self.wide(gate.n, tokens), tokens, y, |rows, sums, other, acc| {
             for (w, out) in [(gate, &mut *acc), (up, &mut *other)] {
-                self.kernels.fetch(&w.scales[rows.clone()]);
-                self.kernels.dots(w.codes().slice(rows.clone()), planes, sums);
-                self.kernels.requantize(sums, &w.scales[rows.clone()], w.input_step, w.output_step, out);
+                project(self.kernels, w, planes, rows.clone(), sums, out);
             }
             self.kernels.gelu_mul(acc, other);
         });
     }
 
-    /// Two projections of the same `x`, which is rounded once when both round it in the same way.
-    pub fn linear_pair(
+    /// Projections of the same `x`, which is rounded once, and in one region, when all of them round it in the same way.
+    pub fn linears<const N: usize>(
         &self,
-        kinds: [Projection; 2],
-        w: [&Linear; 2],
+        kinds: [Projection; N],
+        w: [&Linear; N],
         x: &[f32],
-        y: [&mut Vec<f32>; 2],
+        y: [&mut Vec<f32>; N],
         quantized: &mut Quantized,
     ) {
-        if !rounds_alike(w[0], w[1]) {
+        if !w.iter().all(|other| rounds_alike(w[0], other)) {
             for ((kind, w), y) in kinds.into_iter().zip(w).zip(y) {
                 self.linear(kind, w, x, y, quantized);
             }
             return;
         }
         let planes = self.quantize(w[0], x, quantized);
-        for ((kind, w), y) in kinds.into_iter().zip(w).zip(y) {
-            self.stats.projected(kind, planes.tokens());
-            y.resize(planes.tokens() * w.n, 0.0);
-            self.project(w, planes, y, |_| ());
-        }
-    }
-
-    /// `y[t] = round_clip(W · x[t], s_out)` of activations that are rounded already, and then `after` of every part.
-    fn project(&self, w: &Linear, planes: Planes<'_>, y: &mut [f32], after: impl Fn(&mut [f32]) + Sync) {
-        let (codes, tokens) = (w.codes(), planes.tokens());
-        self.tiles(w.n, self.granule(w, tokens), tokens, y, |rows, sums, _, acc| {
-            // The scales of a tile are too few to be a stream to the CPU: waiting for them was a twentieth of a token's time.
-            self.kernels.fetch(&w.scales[rows.clone()]);
-            self.kernels.dots(codes.slice(rows.clone()), planes, sums);
-            self.kernels.requantize(sums, &w.scales[rows], w.input_step, w.output_step, acc);
-            after(acc);
+        let tokens = planes.tokens();
+        kinds.into_iter().for_each(|kind| self.stats.projected(kind, tokens));
+        let mut widths = w.iter().map(|w| w.n);
+        let outs = y.map(|y| {
+            let n = widths.next().unwrap_or_default();
+            y.resize(tokens * n, 0.0);
+            (y.as_mut_slice(), n)
+        });
+        self.tiles_each(outs, self.granule(w[0], tokens), tokens, |number, rows, sums, _, acc| {
+            project(self.kernels, w[number], planes, rows, sums, acc);
         });
     }
 
@@ -178,30 +173,40 @@ impl Compute {
         y: &mut [f32],
         tile: impl Fn(Range<usize>, &mut [i32], &mut [f32], &mut [f32]) + Sync,
     ) {
+        self.tiles_each([(y, n)], granule, tokens, |_, rows, sums, other, acc| tile(rows, sums, other, acc));
+    }
+
+    /// As [`Compute::tiles`] for several outputs `(y, n)` in one region; `tile` gets the number of the one whose rows they are first.
+    fn tiles_each<const N: usize>(
+        &self,
+        outs: [(&mut [f32], usize); N],
+        granule: usize,
+        tokens: usize,
+        tile: impl Fn(usize, Range<usize>, &mut [i32], &mut [f32], &mut [f32]) + Sync,
+    ) {
         assert!((1..=MAX_BATCH).contains(&tokens), "a batch of {tokens} tokens");
         // The memory of a tile is zeroed each time: for one token, no more of it than it can use.
         match tokens {
-            1 => self.tiles_of::<MAX_ROWS>(n, granule, tokens, y, tile),
-            _ => self.tiles_of::<TILE>(n, granule, tokens, y, tile),
+            1 => self.tiles_of::<MAX_ROWS, N>(outs, granule, tokens, tile),
+            _ => self.tiles_of::<TILE, N>(outs, granule, tokens, tile),
         }
     }
 
-    fn tiles_of<const SUMS: usize>(
+    fn tiles_of<const SUMS: usize, const N: usize>(
         &self,
-        n: usize,
+        outs: [(&mut [f32], usize); N],
         granule: usize,
         tokens: usize,
-        y: &mut [f32],
-        tile: impl Fn(Range<usize>, &mut [i32], &mut [f32], &mut [f32]) + Sync,
+        tile: impl Fn(usize, Range<usize>, &mut [i32], &mut [f32], &mut [f32]) + Sync,
     ) {
         let height = (SUMS / tokens).clamp(GRANULE, MAX_ROWS) / GRANULE * GRANULE;
-        self.pool.rows_into(y, n, granule, |_, rows, out| {
+        self.pool.rows_into_each(outs, granule, |_, number, rows, out| {
             let (mut sums, mut other, mut acc) = ([0i32; SUMS], [0f32; SUMS], [0f32; SUMS]);
             for start in rows.clone().step_by(height) {
                 let range = start..rows.end.min(start + height);
                 let (len, at) = (range.len(), start - rows.start);
                 let used = ..len * tokens;
-                tile(range, &mut sums[used], &mut other[used], &mut acc[used]);
+                tile(number, range, &mut sums[used], &mut other[used], &mut acc[used]);
                 for (t, acc) in acc.chunks_exact(len).enumerate().take(tokens) {
                     out.row(t)[at..at + len].copy_from_slice(acc);
                 }
@@ -284,9 +289,17 @@ impl Compute {
     }
 }
 
+/// `acc[t] = round_clip(W · x[t], s_out)` for some rows of `w`, of activations that are rounded already; `sums` is as long as `acc`.
+fn project(kernels: &dyn Kernels, w: &Linear, x: Planes<'_>, rows: Range<usize>, sums: &mut [i32], acc: &mut [f32]) {
+    // The scales of a tile are too few to be a stream to the CPU: waiting for them was a twentieth of a token's time.
+    kernels.fetch(&w.scales[rows.clone()]);
+    kernels.dots(w.codes().slice(rows.clone()), x, sums);
+    kernels.requantize(sums, &w.scales[rows], w.input_step, w.output_step, acc);
+}
+
 /// Whether what is rounded for one of them serves the other.
 fn rounds_alike(a: &Linear, b: &Linear) -> bool {
-    a.input_step != 0.0 && a.input_step == b.input_step && a.bits == b.bits && a.n == b.n
+    a.input_step != 0.0 && a.input_step == b.input_step && a.bits == b.bits && a.k == b.k
 }
 
 /// RMSNorm of one row in place.

@@ -18,6 +18,17 @@ pub enum Keep {
     All,
 }
 
+impl Keep {
+    /// How many of `tokens`, one or more, are kept.
+    pub(super) fn of(self, tokens: usize) -> usize {
+        match self {
+            Keep::None => 0,
+            Keep::Last => 1,
+            Keep::All => tokens,
+        }
+    }
+}
+
 /// The state of one batch of T tokens; after [`Activations::keep`] T is the number of kept tokens.
 pub struct Activations {
     pub(super) tokens: Vec<u32>,
@@ -101,11 +112,7 @@ impl Activations {
     /// Drops the tokens that need no more than their keys and values.
     pub(super) fn keep(&mut self, keep: Keep) {
         let tokens = self.tokens.len();
-        let dropped = match keep {
-            Keep::None => tokens,
-            Keep::Last => tokens - 1,
-            Keep::All => 0,
-        };
+        let dropped = tokens - keep.of(tokens);
         for rows in [&mut self.h, &mut self.x, &mut self.embedded] {
             let width = rows.len() / tokens;
             rows.drain(..dropped * width);

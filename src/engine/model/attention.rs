@@ -10,13 +10,26 @@ use crate::engine::ops::Compute;
 use crate::kernels::contract::plane_stride;
 use crate::stats::{Projection, Stage};
 
-/// `k = rope(rmsnorm_head(k_proj(x), k_norm))`, `v = rmsnorm_head(v_proj(x))`, appended to the cache of layer `i`.
-pub(super) fn append_kv(on: &Compute, net: &Checkpoint, act: &mut Activations, cache: &mut KvCache, i: usize) {
+/// `k = rope(rmsnorm_head(k_proj(x), k_norm))`, `v = rmsnorm_head(v_proj(x))`, appended to the cache of layer `i`; and, if `queries`,
+/// `q = q_proj(x)` for [`attention`] on the way.
+pub(super) fn append_kv(
+    on: &Compute,
+    net: &Checkpoint,
+    act: &mut Activations,
+    cache: &mut KvCache,
+    i: usize,
+    queries: bool,
+) {
     let (layer, shape, eps) = (&net.weights.layers[i], &net.config.layers[i], net.config.eps);
     let Some(kv) = &layer.kv else { return };
     let _timer = on.stats.time(Stage::QueryKeyValueOutput);
-    let (kinds, weights) = ([Projection::Key, Projection::Value], [&kv.k_proj, &kv.v_proj]);
-    on.linear_pair(kinds, weights, &act.x, [&mut act.k, &mut act.v], &mut act.quantized);
+    let Activations { x, q, k, v, quantized, .. } = act;
+    if queries {
+        let kinds = [Projection::Query, Projection::Key, Projection::Value];
+        on.linears(kinds, [&layer.q_proj, &kv.k_proj, &kv.v_proj], x, [q, k, v], quantized);
+    } else {
+        on.linears([Projection::Key, Projection::Value], [&kv.k_proj, &kv.v_proj], x, [k, v], quantized);
+    }
     let rotation = &act.rotations[shape.kind as usize];
     on.rms_norm_then(&mut act.k, &kv.k_norm, eps, |head, i| rotation.turn(i / shape.kv_heads, head));
     on.rms_norm_plain(&mut act.v, shape.head_dim, eps);
@@ -41,12 +54,20 @@ fn store(on: &Compute, act: &mut Activations, cache: &mut KvCache, i: usize, kv:
     }
 }
 
-/// `x = o_proj(softmax(q · kᵀ) · v)` with `q = rope(rmsnorm_head(q_proj(x), q_norm))`.
-pub(super) fn attention(on: &Compute, net: &Checkpoint, act: &mut Activations, cache: &KvCache, i: usize) {
+/// `x = o_proj(softmax(q · kᵀ) · v)` with `q = rope(rmsnorm_head(q_proj(x), q_norm))`; if `queries`, `q` is projected already.
+pub(super) fn attention(
+    on: &Compute,
+    net: &Checkpoint,
+    act: &mut Activations,
+    cache: &KvCache,
+    i: usize,
+    queries: bool,
+) {
     let (layer, shape) = (&net.weights.layers[i], &net.config.layers[i]);
-    let timer = on.stats.time(Stage::QueryKeyValueOutput);
-    on.linear(Projection::Query, &layer.q_proj, &act.x, &mut act.q, &mut act.quantized);
-    drop(timer);
+    if !queries {
+        let _timer = on.stats.time(Stage::QueryKeyValueOutput);
+        on.linear(Projection::Query, &layer.q_proj, &act.x, &mut act.q, &mut act.quantized);
+    }
 
     let timer = on.stats.time(Stage::Attention);
     let owner = shape.kv_source;

@@ -48,8 +48,11 @@ impl Model {
         per_layer::inputs(on, net, act, 0..self.last_owner); // ple [L, T, P]
         for (i, layer) in net.weights.layers.iter().enumerate() {
             on.rms_norm_of(&act.h, &mut act.x, &layer.input_norm, eps);
-            if net.config.layers[i].owns_cache {
-                attention::append_kv(on, net, act, cache, i); // k, v [T, kv_heads, d] -> cache
+            // Of the last owner only the kept tokens have queries: with the keys, where all are kept.
+            let owner = net.config.layers[i].owns_cache;
+            let queries = owner && (i != self.last_owner || keep.of(tokens.len()) == tokens.len());
+            if owner {
+                attention::append_kv(on, net, act, cache, i, queries); // k, v [T, kv_heads, d] -> cache
             }
             if i == self.last_owner {
                 act.keep(keep); // h, x [T, H] -> [kept, H]
@@ -58,7 +61,7 @@ impl Model {
                 }
                 per_layer::inputs(on, net, act, i..net.config.layers.len());
             }
-            attention::attention(on, net, act, cache, i); // x -> [T, H]
+            attention::attention(on, net, act, cache, i, queries); // x -> [T, H]
             on.add_rms_norm(&mut act.h, &act.x, &layer.post_attention_norm, eps);
 
             on.rms_norm_of(&act.h, &mut act.x, &layer.pre_feedforward_norm, eps);
