@@ -110,7 +110,8 @@ impl Compute {
         });
     }
 
-    /// Projections of the same `x`, which is rounded once, and in one region, when all of them round it in the same way.
+    /// Projections of the same `x`: it is rounded once, and they are one region, when all of them round it in the same way; otherwise
+    /// they come one by one.
     pub fn linears<const N: usize>(
         &self,
         kinds: [Projection; N],
@@ -310,4 +311,55 @@ pub fn rms_norm(kernels: &dyn Kernels, row: &mut [f32], weight: &[f32], eps: f32
 
 fn inverse_rms(kernels: &dyn Kernels, row: &[f32], eps: f32) -> f32 {
     1.0 / (kernels.sum_squares(row) / row.len() as f32 + eps).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels;
+    use crate::kernels::contract::Bits;
+
+    const K: usize = 64;
+
+    fn linear(n: usize, step: f32, rng: &mut fastrand::Rng) -> Linear {
+        let codes = (0..n * Bits::Four.row_bytes(K)).map(|_| rng.u8(..)).collect();
+        let scales = (0..n).map(|_| 0.01 + 0.01 * rng.f32()).collect();
+        Linear::new(codes, Bits::Four, K, scales, [step, 0.003])
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    /// In one region or one by one: what each projection gives alone.
+    #[test]
+    fn projections_together_give_what_each_gives_alone() {
+        let mut rng = fastrand::Rng::with_seed(8);
+        for threads in [1, 3] {
+            let pool = Pool::new(threads).unwrap();
+            let on = Compute { kernels: kernels::available()[0], pool, stats: Stats::default() };
+            let quantized = &mut Quantized::default();
+            for (tokens, step) in [(1, 0.02), (7, 0.02), (MAX_BATCH, 0.02), (1, 0.03), (7, 0.03)] {
+                let x: Vec<f32> = (0..tokens * K).map(|_| rng.f32() * 4.0 - 2.0).collect();
+                // Rounds alike where `step` is the step of the others.
+                let w = [linear(20, step, &mut rng), linear(144, 0.02, &mut rng), linear(4, 0.02, &mut rng)];
+                let kinds = [Projection::Query, Projection::Key, Projection::Value];
+                let (mut together, mut alone) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
+                on.linears(kinds, w.each_ref(), &x, together.each_mut(), quantized);
+                for ((kind, w), y) in kinds.into_iter().zip(&w).zip(&mut alone) {
+                    on.linear(kind, w, &x, y, quantized);
+                }
+                assert_eq!(together.map(|y| bits(&y)), alone.map(|y| bits(&y)), "{tokens} tokens, step {step}");
+                assert_eq!(kinds.map(|kind| on.stats.vectors(kind)), [on.stats.vectors(Projection::Key); 3]);
+
+                let w = [linear(48, step, &mut rng), linear(48, 0.02, &mut rng)];
+                let [mut y, mut spare, mut gate, mut up] = [const { Vec::new() }; 4];
+                on.gated(w.each_ref(), &x, &mut y, &mut spare, quantized);
+                on.linear(Projection::Gate, &w[0], &x, &mut gate, quantized);
+                on.linear(Projection::Up, &w[1], &x, &mut up, quantized);
+                on.kernels.gelu_mul(&mut gate, &up);
+                assert_eq!(bits(&y), bits(&gate), "gated, {tokens} tokens, step {step}");
+            }
+        }
+    }
 }

@@ -36,6 +36,7 @@ fn with_mode(path: &Path, mode: u32, write: impl FnOnce(&mut BufWriter<File>) ->
 }
 
 /// Writes `size` bytes at a time, each at a multiple of that, and the rest in the end.
+#[must_use = "the last bytes are written by `finish`"]
 pub struct Blocks<W> {
     /// Where they go; it has the whole blocks of what was written so far.
     pub out: W,
@@ -44,7 +45,7 @@ pub struct Blocks<W> {
 }
 
 impl<W: Write> Blocks<W> {
-    /// Nothing written yet, nor to `out`.
+    /// Nothing written yet, nor to `out`; `size` is not 0.
     pub fn new(out: W, size: usize) -> Blocks<W> {
         Blocks { out, block: Vec::with_capacity(size), size }
     }

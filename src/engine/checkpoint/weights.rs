@@ -31,6 +31,15 @@ impl Linear {
     }
 }
 
+#[cfg(test)]
+impl Linear {
+    /// Rows of `k` codes, one for each of the scales.
+    pub fn new(codes: Vec<u8>, bits: Bits, k: usize, scales: Vec<f32>, [input_step, output_step]: [f32; 2]) -> Linear {
+        let (codes, n) = (codes.into(), scales.len());
+        Linear { codes, layout: Layout::Rows, bits, n, k, scales, input_step, output_step }
+    }
+}
+
 /// Floats of a file, in place: `f32` or BF16, at any address.
 #[derive(Clone, Debug)]
 pub(super) struct Floats {
