@@ -12,7 +12,8 @@ use crate::stats::{Projection, Stats};
 /// Most tokens that go through the layers together.
 pub const MAX_BATCH: usize = 128;
 
-/// Output rows that are not split over workers: what the kernels take together. Of one token and rows of [`WORTH`] and more, fewer.
+/// Output rows that are not split over workers: what the kernels take together. With one token and long rows, fewer:
+/// [`WORTH`].
 const GRANULE: usize = 16;
 
 /// With one token a worker takes at least so many bytes of weights at a time, in 4 to [`GRANULE`] rows: some four hundred

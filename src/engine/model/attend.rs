@@ -128,13 +128,12 @@ impl Layer<'_> {
         for (part, out) in parts.zip(out.chunks_exact_mut(self.part_len())) {
             let first = part / count * self.group;
             let tile = Tile { first: heads.start, tokens: 0..1, heads: first..first + self.group };
-            let Stored::Int8(codes) = self.stored(&tile) else { unreachable!("parts of floats") };
             if split != Some(first) {
                 self.split(on, &tile, &turned, memory);
                 split = Some(first);
             }
             let (mixes, states) = out.split_at_mut(self.group * self.d);
-            self.part(on, &codes, &tile, part % count, memory, mixes, |i| i * self.d);
+            self.part(on, &tile, part % count, memory, mixes, |i| i * self.d);
             for (state, softmax) in states.chunks_exact_mut(2).zip(&memory.softmax) {
                 state.copy_from_slice(&[softmax.max, softmax.total]);
             }
@@ -195,7 +194,7 @@ impl Layer<'_> {
         let d = self.d;
         let places: Vec<usize> = tile.queries().map(|(t, head)| self.place(tile, t, head).start).collect();
         self.split(on, tile, q, memory);
-        self.part(on, codes, tile, 0, memory, out, |i| places[i]);
+        self.part(on, tile, 0, memory, out, |i| places[i]);
         let mut totals = memory.softmax.clone();
         let mut mixes = std::mem::take(&mut memory.mixes);
         let parts = codes.blocks(self.positions[tile.tokens.end - 1] + 1).div_ceil(PART);
@@ -203,7 +202,7 @@ impl Layer<'_> {
             mixes.resize(tile.len() * d, 0.0);
         }
         for part in 1..parts {
-            self.part(on, codes, tile, part, memory, &mut mixes, |i| i * d);
+            self.part(on, tile, part, memory, &mut mixes, |i| i * d);
             for (i, (total, mix)) in totals.iter_mut().zip(mixes.chunks_exact(d)).enumerate() {
                 on.merge(total, memory.softmax[i], mix, &mut out[places[i]..][..d]);
             }
@@ -231,17 +230,16 @@ impl Layer<'_> {
 
     /// The mixes of the `part`-th [`PART`] blocks, not divided yet by what the softmax of each query comes to. That of query `i`, `[d]`,
     /// begins at `place(i)` of `out`.
-    #[allow(clippy::too_many_arguments)]
     fn part(
         &self,
         on: &dyn Kernels,
-        codes: &Codes<'_>,
         tile: &Tile,
         part: usize,
         memory: &mut Attend,
         out: &mut [f32],
         place: impl Fn(usize) -> usize,
     ) {
+        let Stored::Int8(codes) = self.stored(tile) else { unreachable!("parts of floats") };
         let (d, n, stride) = (self.d, tile.len(), plane_stride(self.d, 1));
         memory.begin(n);
         (0..n).for_each(|i| out[place(i)..][..d].fill(0.0));

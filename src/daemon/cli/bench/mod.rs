@@ -117,7 +117,8 @@ pub(super) fn run(args: &Bench) -> Result<(), Error> {
             }
             memory = memory.or_else(probes::memory);
             let on = runner.compute();
-            let (read_bandwidth, peak) = (probes::read_bandwidth(on).map_err(Error::failed)?, probes::peak(on));
+            let no_memory = |error| Error::failed(format!("no memory to measure the bandwidth with: {error}"));
+            let (read_bandwidth, peak) = (probes::read_bandwidth(on).map_err(no_memory)?, probes::peak(on));
             rounds.push(Round { prefill, decode, first_token, verify, read_bandwidth, peak });
         }
         bar.inc(1);
